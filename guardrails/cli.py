@@ -1,0 +1,146 @@
+"""The edge every script shares: common options, one document on stdout, errors to exit codes."""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from guardrails import __version__
+from guardrails.errors import DiskSpaceError, GuardrailsError, OperationError
+from guardrails.paths import Paths, find_base_dir
+from guardrails.state_io import dump_json
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Invocation:
+    """What the common options of one command line said."""
+
+    def __init__(self) -> None:
+        self.base_dir: str | None = None
+        self.as_json = False
+
+    @property
+    def paths(self) -> Paths:
+        """The paths of the chosen base dir.
+
+        Raises:
+            OperationError: there is no such folder.
+        """
+        base = find_base_dir(self.base_dir)
+        if not base.is_dir():
+            raise OperationError(f"base dir {base} does not exist", f"make it: training_daemon.py --base-dir '{base}' --init")
+        return Paths(base)
+
+
+pass_invocation = click.make_pass_decorator(Invocation, ensure=True)
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    invocation = context.find_root().ensure_object(Invocation)
+    if value:
+        setattr(invocation, str(parameter.name), value)
+
+
+def base_dir_option(function: Function) -> Function:
+    """``--base-dir DIR``, taken before and after a subcommand."""
+    return click.option(
+        "--base-dir",
+        metavar="DIR",
+        expose_value=False,
+        callback=_remember,
+        help="Folder to work in; else $TRAINING_BASE_DIR, else the folder of the scripts.",
+    )(function)
+
+
+def json_option(function: Function) -> Function:
+    """``--json``, taken before and after a subcommand."""
+    return click.option(
+        "--json", "as_json", is_flag=True, expose_value=False, callback=_remember, help="Print one JSON document."
+    )(function)
+
+
+def common_options(function: Function) -> Function:
+    """``--base-dir`` and ``--json``."""
+    return base_dir_option(json_option(function))
+
+
+def version_option(function: Function) -> Function:
+    return click.version_option(__version__, message="%(prog)s %(version)s")(function)
+
+
+def print_json(document: object) -> None:
+    """One ASCII-safe JSON document and a newline on stdout."""
+    sys.stdout.write(dump_json(document) + "\n")
+
+
+def symbol(text: str, plain: str) -> str:
+    """``text`` where stdout can show it, else ``plain``."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return plain
+    return text
+
+
+def show_name(name: str) -> str:
+    """A file name on one line: control characters and what stdout cannot show are escaped."""
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
+    return escaped.encode(sys.stdout.encoding or "ascii", "backslashreplace").decode(sys.stdout.encoding or "ascii")
+
+
+def run(command: click.Command) -> NoReturn:
+    """Run a script's command and exit with the code of docs/cli.md.
+
+    Errors of the family and of the operating system end in ``error:`` and ``hint:`` on stderr (a JSON
+    object with ``--json``); a closed pipe ends quietly; a bug keeps its traceback.
+    """
+    sys.exit(_exit_code(command))
+
+
+def _exit_code(command: click.Command) -> int:
+    try:
+        result = command.main(standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Abort:
+        return _report("interrupted", "nothing was left half done; run the command again", 130)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f"{context.command_path} --help" if context else "--help lists what there is"
+        return _report(error.format_message(), hint, error.exit_code)
+    except GuardrailsError as error:
+        return _report(error.message, error.hint, error.exit_code)
+    except KeyboardInterrupt:
+        return _report("interrupted", "nothing was left half done; run the command again", 130)
+    except BrokenPipeError:
+        # Python would complain again when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _report_os_error(error)
+
+
+def _report_os_error(error: OSError) -> int:
+    where = f"{error.filename}: " if error.filename else ""
+    message = f"{where}{error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _report(message, "free some disk space, then run the command again", DiskSpaceError.exit_code)
+    return _report(message, "check the path, its permissions and the disk", OperationError.exit_code)
+
+
+def _report(message: str, hint: str, exit_code: int) -> int:
+    if "--json" in sys.argv[1:]:
+        text = json.dumps({"error": message, "hint": hint, "exit_code": exit_code}, ensure_ascii=True)
+    else:
+        text = f"error: {_one_line(message)}\nhint: {_one_line(hint)}"
+    sys.stderr.write(text + "\n")
+    return exit_code
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,192 @@
+"""config.json: what may stand in it, and changing one value while the rest stays as written."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from guardrails.errors import ConfigError
+from guardrails.paths import Paths
+from guardrails.state_io import dump_json, write_text
+
+LOCKED_KEYS = ("max_length", "base_model", "model_name")
+# What a run takes from the config as it is; frozen in its job.json.
+TRAINING_KEYS = (
+    "max_length",
+    "batch_size",
+    "gradient_accumulation",
+    "learning_rate",
+    "warmup_steps",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target_modules",
+    "seed",
+    "epochs",
+    "log_steps",
+    "eval_steps",
+    "save_minutes",
+    "max_bad_rows",
+)
+
+Count = Annotated[int, Field(ge=1)]
+CountOrNone = Annotated[int, Field(ge=0)]
+
+
+class Config(BaseModel):
+    """The settings of one base dir. Meanings and defaults are in docs/cli.md."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    model_name: Annotated[str, Field(min_length=1)] = "model"
+    base_model: Annotated[str, Field(min_length=1)] | None = None
+    max_length: Annotated[int, Field(ge=8)] = 2048
+    batch_size: Count = 4
+    gradient_accumulation: Count = 4
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
+    warmup_steps: CountOrNone = 10
+    lora_r: Count = 16
+    lora_alpha: Annotated[float, Field(gt=0)] = 32
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    lora_target_modules: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
+    use_qlora: Literal[False] = False
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    epochs: Count = 1
+    log_steps: Count = 10
+    eval_steps: CountOrNone = 100
+    save_minutes: Annotated[float, Field(ge=0)] = 10
+    validation_file: Annotated[str, Field(min_length=1)] | None = None
+    poll_interval: Annotated[float, Field(ge=0.1, le=3600)] = 2
+    max_attempts: Count = 3
+    max_bad_rows: CountOrNone = 0
+    backup: Literal["after_each", "daily", "off"] = "after_each"
+    backup_dir: Annotated[str, Field(min_length=1)] | None = None
+    monitor_port: Annotated[int, Field(ge=1, le=65535)] = 8080
+    launch: None = None
+    alerts: None = None
+    retention: None = None
+
+
+def read_config_text(paths: Paths) -> str:
+    """The text of config.json.
+
+    Raises:
+        ConfigError: it is missing or unreadable.
+    """
+    try:
+        return paths.config.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{paths.config} is missing", "restore it from your own copy, or make a new one: training_daemon.py --init"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{paths.config} is not UTF-8: {error}", "save it as UTF-8") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {paths.config}: {error.strerror}", "check the file's permissions and the disk") from error
+
+
+def load_config(paths: Paths) -> Config:
+    """The checked settings of a base dir.
+
+    Raises:
+        ConfigError: missing, not JSON, an unknown key (the nearest right one is named) or a bad value.
+    """
+    return check_config(parse_config(read_config_text(paths), paths.config), paths.config)
+
+
+def parse_config(text: str, path: Path) -> dict[str, Any]:
+    """The settings in ``text`` as written, unchecked.
+
+    Raises:
+        ConfigError: not a JSON object, or a key stands in it twice.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f'key "{name}" stands in it twice')
+        return dict(pairs)
+
+    try:
+        settings = json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}", "correct the file; nothing was changed") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} is not a JSON object", "it starts with { and ends with }")
+    return settings
+
+
+def check_config(settings: dict[str, Any], path: Path) -> Config:
+    """``settings`` as a Config; the first problem as a ConfigError."""
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        raise ConfigError(f'{path}: unknown key "{key}"', nearest_key_hint(key))
+    if problem["type"] in ("none_required", "literal_error") and key in ("use_qlora", "launch", "alerts", "retention"):
+        raise ConfigError(f"{path}: {key} is not available in this version", f"set it back: training_controller.py config set {key} {json.dumps(Config().model_dump()[key])}")
+    raise ConfigError(
+        f"{path}: {key} is {json.dumps(problem['input'], default=str)}: {problem['msg']}",
+        f"training_controller.py config set {key} VALUE",
+    )
+
+
+def nearest_key_hint(key: str) -> str:
+    """Names the known key that ``key`` was probably meant to be."""
+    nearest = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0.5)
+    return f'did you mean "{nearest[0]}"?' if nearest else f"known keys: {', '.join(Config.model_fields)}"
+
+
+def starting_config(**values: object) -> str:
+    """The text of a new config.json: all defaults, with ``values`` in their places."""
+    return dump_json({**Config().model_dump(), **values}) + "\n"
+
+
+def set_config_value(paths: Paths, key: str, value: object) -> None:
+    """Change one value of config.json durably; every other character stays as it is.
+
+    Raises:
+        ConfigError: the config is unreadable, or would not be valid with the value.
+    """
+    text = read_config_text(paths)
+    settings = parse_config(text, paths.config)
+    check_config({**settings, key: value}, paths.config)
+    write_text(paths.config, replace_value(text, key, value))
+
+
+def replace_value(text: str, key: str, value: object) -> str:
+    """``text``, a valid JSON object without double keys, with the value of a top-level key replaced or added."""
+    decoder = json.JSONDecoder()
+
+    def skip_space(position: int) -> int:
+        while text[position] in " \t\r\n":
+            position += 1
+        return position
+
+    new = json.dumps(value)
+    position = skip_space(text.index("{") + 1)
+    end = position
+    while text[position] != "}":
+        name, position = decoder.raw_decode(text, position)
+        start = skip_space(skip_space(position) + 1)
+        _, end = decoder.raw_decode(text, start)
+        if name == key:
+            return text[:start] + new + text[end:]
+        position = skip_space(end)
+        if text[position] == ",":
+            position = skip_space(position + 1)
+    comma = "," if end > text.index("{") + 1 and text[:position].rstrip()[-1] != "{" else ""
+    return f"{text[:end].rstrip()}{comma}\n  {json.dumps(key)}: {new}\n{text[position:]}"

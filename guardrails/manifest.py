@@ -1,0 +1,133 @@
+"""What a tree of files holds: sizes, BLAKE3 hashes, and stat signatures that spare reading them again."""
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypedDict
+
+from blake3 import blake3
+
+from guardrails.errors import IntegrityError
+
+# Large enough to keep two cores busy, small enough to keep memory flat at any file size.
+BLOCK_BYTES = 8 << 20
+
+
+class FileEntry(TypedDict):
+    """One file of a manifest; ``path`` is relative to the tree, with ``/``."""
+
+    path: str
+    size: int
+    blake3: str
+
+
+# size, mtime_ns, ctime_ns and inode of each file, by relative path
+Signature = dict[str, list[int]]
+
+
+def hash_file(path: Path, *, from_disk: bool = False) -> str:
+    """BLAKE3 of a file's bytes in hex.
+
+    Read in blocks, never mapped: the file may be cut short by others meanwhile. ``from_disk`` drops
+    the file's pages from the page cache first, so that what is hashed is what the disk holds.
+    """
+    hasher = blake3(max_threads=blake3.AUTO)
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        if from_disk:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while count := file.readinto(buffer):
+            hasher.update(buffer[:count])
+    return hasher.hexdigest()
+
+
+def list_files(root: Path) -> list[str]:
+    """Relative paths of all regular files below ``root``, sorted.
+
+    Raises:
+        IntegrityError: something in it is neither a regular file nor a folder (a link, a socket):
+            a model with one cannot be saved whole.
+    """
+    found: list[str] = []
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                relative = f"{folder}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(f"{relative}/")
+                elif entry.is_file(follow_symlinks=False):
+                    found.append(relative)
+                else:
+                    raise IntegrityError(
+                        f"{root / relative} is not a regular file", "replace it by the file that it stands for"
+                    )
+    return sorted(found)
+
+
+def make_manifest(root: Path, *, from_disk: bool = False) -> list[FileEntry]:
+    """Path, size and hash of every file below ``root``, sorted by path."""
+    return [
+        {"path": path, "size": (root / path).stat().st_size, "blake3": hash_file(root / path, from_disk=from_disk)}
+        for path in list_files(root)
+    ]
+
+
+def find_damage(root: Path, files: Iterable[FileEntry], *, from_disk: bool = False, hashes: bool = True) -> list[str]:
+    """What in ``root`` differs from its manifest, one sentence a file; empty when all is as recorded.
+
+    ``hashes=False`` compares names and sizes only. Files that the manifest does not name count.
+    """
+    problems: list[str] = []
+    expected = {entry["path"]: entry for entry in files}
+    try:
+        present = set(list_files(root))
+    except (FileNotFoundError, NotADirectoryError):
+        return [f"{root} is missing"]
+    except IntegrityError as error:
+        return [error.message]
+    for path, entry in expected.items():
+        if path not in present:
+            problems.append(f"{root / path} is missing")
+            continue
+        try:
+            size = (root / path).stat().st_size
+            if size != entry["size"]:
+                problems.append(f"{root / path} has {size} bytes instead of {entry['size']}")
+            elif hashes and hash_file(root / path, from_disk=from_disk) != entry["blake3"]:
+                problems.append(f"{root / path} has other bytes than were saved")
+        except OSError as error:
+            problems.append(f"{root / path} cannot be read: {error.strerror}")
+    problems.extend(f"{root / path} is not part of it" for path in sorted(present - expected.keys()))
+    return problems
+
+
+def total_size(files: Iterable[FileEntry]) -> int:
+    """Bytes of all files together."""
+    return sum(entry["size"] for entry in files)
+
+
+def same_content(one: Iterable[FileEntry], other: Iterable[FileEntry]) -> bool:
+    """Whether two manifests name the same files with the same bytes."""
+    return {(e["path"], e["size"], e["blake3"]) for e in one} == {(e["path"], e["size"], e["blake3"]) for e in other}
+
+
+def take_signature(root: Path) -> Signature:
+    """Stat signature of every regular file below ``root``; links and the like are left out."""
+    signature: Signature = {}
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        with os.scandir(os.path.join(root, folder)) as entries:
+            for entry in entries:
+                relative = f"{folder}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(f"{relative}/")
+                    continue
+                status = entry.stat(follow_symlinks=False)
+                kind = 0 if stat.S_ISREG(status.st_mode) else -1
+                signature[relative] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino + kind]
+    return signature

@@ -1,0 +1,124 @@
+"""JSON state on disk that is the old document or the new one in full, whatever happens.
+
+The recipe of every write: a temporary file beside the target, fsync, rename, fsync of the folder.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from guardrails.errors import DamagedStateError
+
+SCHEMA_VERSION = 1
+# A state file is small; anything larger is not ours and would only eat memory.
+MAX_STATE_BYTES = 64 << 20
+TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{8}$")
+
+
+def utc_now() -> str:
+    """Now as whole-second UTC, ``2026-11-21T10:00:00Z``."""
+    return format_utc(time.time())
+
+
+def format_utc(seconds: float) -> str:
+    """Seconds since the epoch as whole-second UTC, which jq's ``fromdateiso8601`` reads."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def dump_json(document: object, indent: int | None = 2) -> str:
+    """Strict, ASCII-safe JSON without a final newline.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    return json.dumps(document, ensure_ascii=True, allow_nan=False, indent=indent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+    """Replace ``path`` durably and in one step; a kill leaves the old file or the new one.
+
+    A temporary file that a kill leaves behind is removed by the next ``write_text`` of the folder's
+    owner through ``remove_temporary_files``.
+    """
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{os.urandom(4).hex()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Replace a state file durably and in one step."""
+    write_text(path, dump_json(document) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The state document at ``path``; None only if there is no such file.
+
+    Raises:
+        DamagedStateError: not readable, not a JSON object, or of a newer schema. The file is left
+            as it is: damaged state is never taken for fresh state.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_STATE_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DamagedStateError(f"cannot read {path}: {error.strerror}", "check the file's permissions and the disk") from error
+    try:
+        if len(content) > MAX_STATE_BYTES:
+            raise ValueError(f"larger than {MAX_STATE_BYTES} bytes")
+        document = json.loads(content)
+        if not isinstance(document, dict):
+            raise ValueError("not a JSON object")
+    except (ValueError, RecursionError) as error:
+        raise DamagedStateError(
+            f"{path} is damaged: {error}",
+            f"nothing was changed; look at it, and move it away only if you know what it held: mv '{path}' '{path}.damaged'",
+        ) from error
+    version = document.get("schema_version", SCHEMA_VERSION)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise DamagedStateError(
+            f"{path} has schema_version {version!r}; this toolkit reads up to {SCHEMA_VERSION}",
+            "update the toolkit; the file was left untouched",
+        )
+    return document
+
+
+def set_aside(path: Path) -> Path:
+    """Move a damaged file that can be derived anew to ``NAME.damaged``, and return that path."""
+    aside = path.with_name(path.name + ".damaged")
+    os.replace(path, aside)
+    return aside
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what killed writers left in ``folder``; call it under the folder's lock."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    for name in names:
+        if TEMPORARY.search(name):
+            (folder / name).unlink(missing_ok=True)
