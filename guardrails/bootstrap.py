@@ -13,7 +13,7 @@ VENV_DIR = os.path.join(CODE_DIR, ".venv")
 ENTERED = "_GUARDRAILS_ENTERED"
 
 
-def enter_venv():
+def enter_venv() -> None:
     """Replace this process by the same command under ``.venv/bin/python``, if it is not that yet.
 
     Exits 1 with one line that says what to run when there is no usable ``.venv``.

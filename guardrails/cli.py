@@ -4,7 +4,8 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -33,7 +34,9 @@ class Invocation:
         """
         base = find_base_dir(self.base_dir)
         if not base.is_dir():
-            raise OperationError(f"base dir {base} does not exist", f"make it: training_daemon.py --base-dir '{base}' --init")
+            raise OperationError(
+                f"base dir {base} does not exist", f"make it: training_daemon.py --base-dir '{base}' --init"
+            )
         return Paths(base)
 
 
@@ -91,6 +94,30 @@ def show_name(name: str) -> str:
     """A file name on one line: control characters and what stdout cannot show are escaped."""
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
     return escaped.encode(sys.stdout.encoding or "ascii", "backslashreplace").decode(sys.stdout.encoding or "ascii")
+
+
+def find_argument(paths: Paths, argument: str) -> Path:
+    """The path that a PATH argument names: relative to the current folder, else to the base dir.
+
+    Raises:
+        OperationError: there is nothing at either.
+    """
+    for root in (Path.cwd(), paths.base):
+        path = Path(os.path.normpath(root / argument))
+        if path.exists():
+            return path
+    raise OperationError(f"there is no {argument}, neither here nor in {paths.base}", f"ls '{paths.base}'")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """Rows below their column names, aligned, one line a row, never wrapped or cut."""
+    widths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
+    for row in [columns, *rows]:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for cell, width, column in zip(row, widths, columns, strict=True)
+        ]
+        click.echo("  ".join(cells).rstrip())
 
 
 def run(command: click.Command) -> NoReturn:

@@ -92,7 +92,9 @@ def read_config_text(paths: Paths) -> str:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{paths.config} is not UTF-8: {error}", "save it as UTF-8") from error
     except OSError as error:
-        raise ConfigError(f"cannot read {paths.config}: {error.strerror}", "check the file's permissions and the disk") from error
+        raise ConfigError(
+            f"cannot read {paths.config}: {error.strerror}", "check the file's permissions and the disk"
+        ) from error
 
 
 def load_config(paths: Paths) -> Config:
@@ -137,7 +139,10 @@ def check_config(settings: dict[str, Any], path: Path) -> Config:
     if problem["type"] == "extra_forbidden":
         raise ConfigError(f'{path}: unknown key "{key}"', nearest_key_hint(key))
     if problem["type"] in ("none_required", "literal_error") and key in ("use_qlora", "launch", "alerts", "retention"):
-        raise ConfigError(f"{path}: {key} is not available in this version", f"set it back: training_controller.py config set {key} {json.dumps(Config().model_dump()[key])}")
+        raise ConfigError(
+            f"{path}: {key} is not available in this version",
+            f"set it back: training_controller.py config set {key} {json.dumps(Config().model_dump()[key])}",
+        )
     raise ConfigError(
         f"{path}: {key} is {json.dumps(problem['input'], default=str)}: {problem['msg']}",
         f"training_controller.py config set {key} VALUE",

@@ -1,7 +1,6 @@
 """What a tree of files holds: sizes, BLAKE3 hashes, and stat signatures that spare reading them again."""
 
 import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
@@ -9,6 +8,19 @@ from typing import TypedDict
 from blake3 import blake3
 
 from guardrails.errors import IntegrityError
+from guardrails.signature import Signature, take_signature
+
+__all__ = [
+    "FileEntry",
+    "Signature",
+    "find_damage",
+    "hash_file",
+    "list_files",
+    "make_manifest",
+    "same_content",
+    "take_signature",
+    "total_size",
+]
 
 # Large enough to keep two cores busy, small enough to keep memory flat at any file size.
 BLOCK_BYTES = 8 << 20
@@ -20,10 +32,6 @@ class FileEntry(TypedDict):
     path: str
     size: int
     blake3: str
-
-
-# size, mtime_ns, ctime_ns and inode of each file, by relative path
-Signature = dict[str, list[int]]
 
 
 def hash_file(path: Path, *, from_disk: bool = False) -> str:
@@ -113,21 +121,3 @@ def total_size(files: Iterable[FileEntry]) -> int:
 def same_content(one: Iterable[FileEntry], other: Iterable[FileEntry]) -> bool:
     """Whether two manifests name the same files with the same bytes."""
     return {(e["path"], e["size"], e["blake3"]) for e in one} == {(e["path"], e["size"], e["blake3"]) for e in other}
-
-
-def take_signature(root: Path) -> Signature:
-    """Stat signature of every regular file below ``root``; links and the like are left out."""
-    signature: Signature = {}
-    pending = [""]
-    while pending:
-        folder = pending.pop()
-        with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
-                relative = f"{folder}{entry.name}"
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(f"{relative}/")
-                    continue
-                status = entry.stat(follow_symlinks=False)
-                kind = 0 if stat.S_ISREG(status.st_mode) else -1
-                signature[relative] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino + kind]
-    return signature

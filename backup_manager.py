@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""Make, list, verify and restore backups: independent copies that were read back from the disk.
+
+$ python3 backup_manager.py backup current_model/ --reason "before the move"
+backed up current_model/ (v003) as b004
+$ python3 backup_manager.py restore b004
+current_model/ is v003
+"""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+    from guardrails.bootstrap import enter_venv
+
+    enter_venv()
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from guardrails.backups import (
+    MANUAL_TYPES,
+    BackupType,
+    backups_folder,
+    list_backup_ids,
+    read_backup,
+    verify_backup,
+)
+from guardrails.cli import (
+    Invocation,
+    common_options,
+    find_argument,
+    pass_invocation,
+    print_json,
+    print_table,
+    run,
+    show_name,
+    version_option,
+)
+from guardrails.errors import IntegrityError
+from guardrails.live_model import back_up, restore_backup
+
+MEBIBYTE = 1 << 20
+
+
+def summarize(metadata: dict[str, Any]) -> dict[str, Any]:
+    keys = ("id", "created_at", "type", "reason", "source", "version", "size", "verified_at")
+    return {key: metadata[key] for key in keys}
+
+
+@click.group(help=__doc__.split("\n\n", maxsplit=1)[0])
+@common_options
+@version_option
+def main() -> None:
+    pass
+
+
+@main.command(help="Back up a folder or file and read the copy back from the disk.")
+@click.argument("path")
+@click.option("--type", "backup_type", type=click.Choice(MANUAL_TYPES), default="manual", show_default=True)
+@click.option("--reason", metavar="TEXT", help="Why, for the list.")
+@common_options
+@pass_invocation
+def backup(invocation: Invocation, path: str, backup_type: BackupType, reason: str | None) -> None:
+    paths = invocation.paths
+    metadata = back_up(paths, find_argument(paths, path), backup_type, reason)
+    if invocation.as_json:
+        print_json(summarize(metadata))
+    else:
+        version = f" ({metadata['version']})" if metadata["version"] else ""
+        click.echo(f"backed up {show_name(metadata['source'])}{version} as {metadata['id']}")
+
+
+@main.command("list", help="List the backups, oldest first.")
+@common_options
+@pass_invocation
+def list_backups(invocation: Invocation) -> None:
+    folder = backups_folder(invocation.paths)
+    rows = [summarize(read_backup(folder, backup_id)) for backup_id in list_backup_ids(folder)]
+    if invocation.as_json:
+        print_json(rows)
+    elif rows:
+        print_table(
+            ("backup", "created", "type", "version", "MiB", "source", "reason"),
+            [
+                (
+                    row["id"],
+                    row["created_at"],
+                    row["type"],
+                    row["version"] or "-",
+                    f"{row['size'] / MEBIBYTE:.1f}",
+                    show_name(row["source"]),
+                    show_name(row["reason"] or "-"),
+                )
+                for row in rows
+            ],
+            right=("MiB",),
+        )
+    else:
+        click.echo("no backups yet")
+
+
+@main.command(help="Read backups from the disk and compare every byte with what was saved.")
+@click.argument("backup_id", metavar="[ID]", required=False)
+@click.option("--all", "every", is_flag=True, help="Every backup; the default without an ID.")
+@common_options
+@pass_invocation
+def verify(invocation: Invocation, backup_id: str | None, every: bool) -> None:
+    folder = backups_folder(invocation.paths)
+    if every and backup_id:
+        raise click.UsageError("give an ID or --all, not both")
+    ids = [backup_id] if backup_id else list_backup_ids(folder)
+    damage = {name: verify_backup(folder, name) for name in ids}
+    if invocation.as_json:
+        print_json([{"id": name, "ok": not problems, "problems": problems} for name, problems in damage.items()])
+    else:
+        for name, problems in damage.items():
+            click.echo(f"{name}: {show_name('; '.join(problems)) if problems else 'good'}")
+    damaged = [name for name, problems in damage.items() if problems]
+    if damaged:
+        raise IntegrityError(
+            f"damaged: {', '.join(damaged)}", "backup_manager.py backup current_model/ makes a new one"
+        )
+    if not ids and not invocation.as_json:
+        click.echo("no backups yet")
+
+
+@main.command(help="Put a backup back where it came from, or into a new folder TARGET.")
+@click.argument("backup_id", metavar="ID")
+@click.argument("target", required=False, type=click.Path(path_type=Path))
+@common_options
+@pass_invocation
+def restore(invocation: Invocation, backup_id: str, target: Path | None) -> None:
+    outcome = restore_backup(invocation.paths, backup_id, target, lambda line: click.echo(line, err=invocation.as_json))
+    if invocation.as_json:
+        print_json({"version": outcome.version, "message": outcome.message, "undo": outcome.undo})
+        return
+    click.echo(show_name(outcome.message))
+    if outcome.undo:
+        click.echo(f"undo: {outcome.undo}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,416 @@
+"""Changing ``current_model/``: always the whole folder in one step, always finished or undone after a kill.
+
+Every change is an intent record (``models/intent.json``), written before the first and removed after the last step:
+
+1. the new tree, complete and durable in its stage, takes the name ``current_model`` in one exchange of folders;
+2. what was there is kept: as the retired tree if a version holds the same bytes, else as a version of its own;
+3. ``head.json`` says which version ``current_model/`` is; the caller is told;
+4. the bytes are checked; a damaged file is healed from a second copy, or the exchange is undone;
+5. config, lock and queue follow.
+
+Each step looks at what the folders say before it acts, so going on after a kill is running all of them again.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from guardrails.backups import backups_folder, find_file_copies
+from guardrails.config import set_config_value
+from guardrails.errors import IntegrityError
+from guardrails.filesystem import UnsupportedError, copy_file, copy_tree, exchange, remove_tree
+from guardrails.head import condition_of_live_model, next_number, read_head, sign_live_model, write_head
+from guardrails.manifest import FileEntry, find_damage, hash_file, list_files, same_content
+from guardrails.paths import Paths
+from guardrails.queue import finish
+from guardrails.queue_records import read_record
+from guardrails.signature import take_signature
+from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, remove_temporary_files, utc_now, write_json
+from guardrails.versions import (
+    LIVE_FILE_MODE,
+    LIVE_FOLDER_MODE,
+    STAGE_PREFIX,
+    add_version,
+    is_kept,
+    lineage,
+    read_metadata,
+    store_lock,
+    version_name,
+)
+
+Announce = Callable[[str], None]
+# Copying and checking a large model under the lock takes this long at worst.
+STORE_SECONDS = 600.0
+DISPLACED = f"{STAGE_PREFIX}displaced"
+
+
+def say_nothing(line: str) -> None:
+    """The announcer of callers that need no progress lines."""
+
+
+@contextmanager
+def open_store(paths: Paths, purpose: str, announce: Announce = say_nothing) -> Iterator[None]:
+    """The store lock, with whatever a kill left half done finished first. For every writing command."""
+    with store_lock(paths).hold(purpose, STORE_SECONDS):
+        finish_pending(paths, announce)
+        yield
+
+
+def finish_pending(paths: Paths, announce: Announce = say_nothing) -> None:
+    """Finish the change that a kill interrupted and remove stages that no record names. Needs the store lock."""
+    intent = read_json(paths.intent)
+    if intent is not None:
+        announce(f"finishing the interrupted {intent['operation']}")
+        carry_out(paths, intent, announce)
+    for folder in (paths.models, paths.versions, backups_folder(paths)):
+        if not folder.is_dir():
+            continue
+        remove_temporary_files(folder)
+        for name in os.listdir(folder):
+            if name == DISPLACED:
+                discard(paths, folder / name)
+            elif name.startswith(STAGE_PREFIX):
+                remove_tree(folder / name)
+
+
+def changed_by_hand_metadata(paths: Paths, head: dict[str, Any], description: str, kind: str) -> dict[str, Any]:
+    """Metadata of a model that no run of ours made: what is known from the version that it came from."""
+    parent = read_metadata(paths, head["version"]) if head["version"] else None
+    inherited = ("training_steps", "total_evals", "base_model", "base_model_fingerprint", "config", "libraries")
+    return {
+        "description": description,
+        "kind": kind,
+        "parent": head["version"],
+        "run_id": None,
+        "run_steps": 0,
+        "loss": None,
+        "eval_loss": None,
+        "eval_loss_before": None,
+        "evaluations": 0,
+        "data": [],
+        **dict.fromkeys(inherited),
+        "training_steps": 0,
+        "total_evals": 0,
+        **({key: parent[key] for key in inherited} if parent else {}),
+    }
+
+
+def change_to(
+    paths: Paths,
+    head: dict[str, Any],
+    target: str | None,
+    operation: str,
+    announce: Announce,
+    *,
+    restores: list[dict[str, str]] | None = None,
+    queue_follows: bool = True,
+) -> None:
+    """Make ``current_model/`` the version ``target`` (None: a fresh start). Needs the store lock and no intent.
+
+    The retired tree is used where it is that version; else the version is copied. ``restores`` replaces the
+    memory of restores in the head. ``queue_follows`` moves the data files whose training leaves or joins the model.
+
+    Raises:
+        IntegrityError: the version is damaged and no second copy heals it; nothing was changed.
+        DiskSpaceError: no room for the copy; nothing was changed.
+    """
+    condition = condition_of_live_model(paths, head)
+    number = next_number(paths, head)
+    stage: Path | None = None
+    if target is not None:
+        stage = _prepare_stage(paths, head, target)
+    displaced: dict[str, Any] | None = None
+    if condition == "changed":
+        displaced = {
+            "adopt": number,
+            "metadata": changed_by_hand_metadata(paths, head, f"changed by hand, saved by {operation}", "snapshot"),
+        }
+        announce(f"the model was changed by hand; that state is kept as {version_name(number)}")
+    elif condition == "version":
+        displaced = {"retire": head["version"]}
+    intent = {
+        "schema_version": SCHEMA_VERSION,
+        "operation": operation,
+        "created_at": utc_now(),
+        "stage": str(stage.relative_to(paths.base)) if stage else None,
+        "stage_inode": _inode(stage) if stage else None,
+        "live_inode": _inode(paths.current_model),
+        "displaced": displaced,
+        "target": target,
+        "previous_head": head,
+        "restores": head["restores"] if restores is None else restores,
+        "last_number": number if condition == "changed" else number - 1,
+        "config": _config_changes(paths, target),
+        "queue": _queue_changes(paths, head["version"], target, operation) if queue_follows else [],
+    }
+    write_json(paths.intent, intent)
+    carry_out(paths, intent, announce)
+
+
+def carry_out(paths: Paths, intent: dict[str, Any], announce: Announce) -> None:
+    """All steps of a change, from wherever a kill left them. Needs the store lock."""
+    _exchange(paths, intent)
+    head = _settle_displaced(paths, intent)
+    write_head(paths, head)
+    announce(f"current_model/ is {intent['target'] or 'empty: a fresh start'}")
+    if intent["target"] is not None and not _check_or_heal(paths, intent, announce):
+        _undo(paths, intent, announce)
+    for key, value in intent["config"].items():
+        if key == "lock":
+            write_json(paths.config_lock, value)
+        else:
+            set_config_value(paths, key, value)
+            announce(f"config.json: {key} is {value} again, as {intent['target']} was trained with it")
+    for change in intent["queue"]:
+        _move_data_file(paths, **change)
+    paths.intent.unlink()
+    fsync_folder(paths.models)
+
+
+def _prepare_stage(paths: Paths, head: dict[str, Any], target: str) -> Path:
+    """A complete, durable, writable tree of version ``target``, ready to become ``current_model/``."""
+    retired = head["retired"]
+    if retired and retired["version"] == target and take_signature(paths.retired_model) == retired["signature"]:
+        return paths.retired_model
+    stage = paths.models / f"{STAGE_PREFIX}{target}"
+    if stage.exists():
+        remove_tree(stage)
+    files = read_metadata(paths, target)["files"]
+    copied = copy_tree(
+        paths.version(target) / "model",
+        stage,
+        file_mode=LIVE_FILE_MODE,
+        folder_mode=LIVE_FOLDER_MODE,
+        independent=False,
+    )
+    if not same_content(copied, files):
+        problems = _heal(paths, stage, files)
+        if problems:
+            remove_tree(stage)
+            raise IntegrityError(
+                f"{target} is damaged and no second copy heals it: {problems[0]}",
+                "model_versioner.py list shows other versions, backup_manager.py list the backups",
+            )
+    return stage
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def _exchange(paths: Paths, intent: dict[str, Any]) -> None:
+    """Step 1. Done already if ``current_model`` is the stage's inode (or gone, for a fresh start)."""
+    live = _inode(paths.current_model)
+    if intent["stage"] is None:
+        if live is not None and live == intent["live_inode"]:
+            paths.current_model.rename(_displaced_folder(paths, intent))
+            fsync_folder(paths.models)
+    elif live != intent["stage_inode"]:
+        stage = paths.base / intent["stage"]
+        if live is not None:
+            _take_place_of_live_model(paths, stage)
+        else:
+            stage.rename(paths.current_model)
+        fsync_folder(stage.parent)
+    fsync_folder(paths.base)
+
+
+def _take_place_of_live_model(paths: Paths, stage: Path) -> None:
+    try:
+        exchange(stage, paths.current_model)
+    except UnsupportedError:
+        # NFS and some FUSE: two renames. After a kill between them the intent record names the stage to go on with.
+        paths.current_model.rename(paths.models / DISPLACED)
+        stage.rename(paths.current_model)
+
+
+def _displaced_folder(paths: Paths, intent: dict[str, Any]) -> Path:
+    """Where step 1 puts the tree that it takes out."""
+    apart = paths.models / DISPLACED
+    return apart if intent["stage"] is None or apart.exists() else paths.base / intent["stage"]
+
+
+def _settle_displaced(paths: Paths, intent: dict[str, Any]) -> dict[str, Any]:
+    """Step 2; returns the head as it is to be."""
+    out = _displaced_folder(paths, intent)
+    previous, displaced = intent["previous_head"], intent["displaced"]
+    head = {
+        "version": intent["target"],
+        "changed_at": intent["created_at"],
+        "operation": intent["operation"],
+        **(sign_live_model(paths) if intent["target"] else {"signed_at_ns": 0, "signature": {}}),
+        "restores": intent["restores"],
+        "last_number": intent["last_number"],
+        "retired": previous["retired"],
+    }
+    if out == paths.retired_model:
+        head["retired"] = None
+    if displaced is None:
+        if out.exists():
+            discard(paths, out)
+        return head
+    if "adopt" in displaced:
+        add_version(paths, displaced["adopt"], out, displaced["metadata"], "move")
+        return head
+    if out != paths.retired_model and out.exists():
+        if paths.retired_model.exists():
+            _drop_retired(paths, previous["retired"])
+        paths.retired.mkdir(exist_ok=True)
+        out.rename(paths.retired_model)
+        fsync_folder(paths.retired)
+    head["retired"] = {"version": displaced["retire"], "signature": take_signature(paths.retired_model)}
+    return head
+
+
+def _drop_retired(paths: Paths, retired: dict[str, Any] | None) -> None:
+    """Make room for the next retired tree. Only one that a kept version equals is removed for good."""
+    if retired and is_kept(paths, retired["version"]) and take_signature(paths.retired_model) == retired["signature"]:
+        remove_tree(paths.retired_model)
+    else:
+        discard(paths, paths.retired_model)
+
+
+def discard(paths: Paths, tree: Path) -> None:
+    """Remove an empty tree; keep a file, or a tree that holds anything, in the trash."""
+    if tree.is_dir() and not take_signature(tree):
+        remove_tree(tree)
+        return
+    paths.trash.mkdir(parents=True, exist_ok=True)
+    tree.rename(paths.trash / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(4).hex()}")
+    fsync_folder(paths.trash)
+
+
+def _check_or_heal(paths: Paths, intent: dict[str, Any], announce: Announce) -> bool:
+    """Step 4: whether ``current_model/`` holds the target's bytes, if need be after healing."""
+    files = read_metadata(paths, intent["target"])["files"]
+    problems = find_damage(paths.current_model, files)
+    if not problems:
+        return True
+    announce(f"damaged: {problems[0]}")
+    problems = _heal(paths, paths.current_model, files)
+    if problems:
+        return False
+    announce("healed from a second copy")
+    write_head(paths, {**read_head(paths), **sign_live_model(paths)})
+    return True
+
+
+def _heal(paths: Paths, root: Path, files: list[FileEntry]) -> list[str]:
+    """Replace each damaged file below ``root`` by a good copy from a version or a backup; what stays damaged."""
+    expected = {entry["path"]: entry for entry in files}
+    for path in list_files(root):
+        if path not in expected:
+            (root / path).unlink()
+    for path, entry in expected.items():
+        target = root / path
+        if target.is_file() and hash_file(target) == entry["blake3"]:
+            continue
+        for source in find_file_copies(paths, entry):
+            temporary = target.with_name(f"{target.name}.tmp-healing")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if copy_file(source, temporary, LIVE_FILE_MODE) == entry["blake3"]:
+                temporary.rename(target)
+                fsync_folder(target.parent)
+                break
+            temporary.unlink()
+    return find_damage(root, files)
+
+
+def _undo(paths: Paths, intent: dict[str, Any], announce: Announce) -> None:
+    """Put the displaced tree back, because the new one is damaged beyond healing, and raise IntegrityError."""
+    previous = intent["previous_head"]
+    displaced = intent["displaced"]
+    if displaced and "retire" in displaced:
+        exchange(paths.retired_model, paths.current_model)
+        head = {**previous, **sign_live_model(paths), "retired": None}
+        damaged = paths.retired_model
+    elif displaced:
+        # The tree became a version of its own; what comes back is a copy of it.
+        adopted = version_name(displaced["adopt"])
+        stage = paths.models / f"{STAGE_PREFIX}{adopted}"
+        copy_tree(
+            paths.version(adopted) / "model",
+            stage,
+            file_mode=LIVE_FILE_MODE,
+            folder_mode=LIVE_FOLDER_MODE,
+            independent=False,
+        )
+        exchange(stage, paths.current_model)
+        head = {**previous, **sign_live_model(paths), "version": adopted}
+        damaged = stage
+    else:
+        damaged = paths.models / DISPLACED
+        paths.current_model.rename(damaged)
+        head = previous
+    write_head(paths, {**head, "last_number": intent["last_number"]})
+    discard(paths, damaged)
+    paths.intent.unlink()
+    fsync_folder(paths.models)
+    announce(f"undone: current_model/ is {head['version'] or 'empty'} again")
+    raise IntegrityError(
+        f"{intent['target']} is damaged and no second copy heals it; current_model/ is as before",
+        "model_versioner.py list shows other versions, backup_manager.py list the backups",
+    )
+
+
+def _config_changes(paths: Paths, target: str | None) -> dict[str, Any]:
+    """What config and lock must become for ``target``: its base model, if another one is configured now."""
+    lock = read_json(paths.config_lock)
+    if target is None or lock is None:
+        return {}
+    metadata = read_metadata(paths, target)
+    base_model, fingerprint = metadata["base_model"], metadata["base_model_fingerprint"]
+    if base_model is None or fingerprint is None or lock["base_model_fingerprint"]["blake3"] == fingerprint["blake3"]:
+        return {}
+    return {
+        "base_model": base_model,
+        "lock": {
+            **lock,
+            "locked": {**lock["locked"], "base_model": base_model},
+            "base_model_fingerprint": fingerprint,
+            "locked_at": utc_now(),
+            "approved_by": f"return to {target}",
+        },
+    }
+
+
+def _queue_changes(paths: Paths, before: str | None, after: str | None, operation: str) -> list[dict[str, Any]]:
+    """Data files whose training leaves or joins the model when it goes from one version to another."""
+    old = {metadata["id"]: metadata for metadata in lineage(paths, before)}
+    new = {metadata["id"]: metadata for metadata in lineage(paths, after)}
+    where = after or "a fresh start"
+    undone = [
+        {
+            "name": data["name"],
+            "blake3": data["blake3"],
+            "trained": None,
+            "reason": f"run {metadata['run_id']} ({version}) undone by {operation} to {where}",
+        }
+        for version, metadata in old.items()
+        if version not in new
+        for data in metadata["data"]
+    ]
+    redone = [
+        {"name": data["name"], "blake3": data["blake3"], "trained": version, "reason": None}
+        for version, metadata in new.items()
+        if version not in old
+        for data in metadata["data"]
+    ]
+    return undone + redone
+
+
+def _move_data_file(paths: Paths, name: str, blake3: str, trained: str | None, reason: str | None) -> None:
+    """Step 5 for one data file; one that a person moved meanwhile, or that is another file by now, is left alone."""
+    record = read_record(paths, name)
+    if record is None or record.blake3 != blake3:
+        return
+    if trained is None and record.state == "completed":
+        finish(paths, name, "skipped", reason=reason, held_back=True)
+    elif trained is not None and record.state == "skipped" and record.held_back:
+        finish(paths, name, "completed", version=trained)

@@ -1,0 +1,163 @@
+"""The config lock: what must stay as it was at the first training, and proof of the base model.
+
+Locked are the keys in ``config.LOCKED_KEYS`` and the bytes of the base model: the same path with another
+model in it is another base model. Only a person changes a locked value (``training_controller.py config
+approve``); ``restore``, ``rollback`` and ``consolidate`` move the lock along by themselves.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, TypedDict
+
+from blake3 import blake3
+
+from guardrails.config import LOCKED_KEYS, Config
+from guardrails.errors import ConfigError, ConfigLockError
+from guardrails.manifest import FileEntry, hash_file
+from guardrails.paths import Paths
+from guardrails.signature import STAMP_GRANULARITY_NS
+from guardrails.state_io import SCHEMA_VERSION, read_json, utc_now, write_json
+
+
+class Fingerprint(TypedDict):
+    """A base model's files and one hash over their names, sizes and hashes."""
+
+    blake3: str
+    files: list[FileEntry]
+
+
+def base_model_folder(paths: Paths, config: Config) -> Path:
+    """The folder of the configured base model.
+
+    Raises:
+        ConfigError: none is configured, or there is no model in that folder.
+    """
+    if config.base_model is None:
+        raise ConfigError(
+            f"{paths.config}: base_model is null",
+            "set it to a local model folder: training_controller.py config set base_model /path/to/model"
+            " (or try things on a tiny one: training_daemon.py --init --tiny)",
+        )
+    folder = paths.resolve(config.base_model)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"base_model {config.base_model} is not a model folder: {folder / 'config.json'} is missing",
+            "check that the disk is mounted and the path is right; a hub model must be downloaded to a folder first",
+        )
+    return folder
+
+
+def list_model_files(folder: Path) -> dict[str, list[int]]:
+    """Size, mtime_ns, ctime_ns and inode of every file that makes the model, by relative path.
+
+    Links are followed (a hub cache is made of them); hidden files and Markdown are no part of a model.
+    """
+    found: dict[str, list[int]] = {}
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.startswith(".") or name.endswith(".md"):
+                continue
+            path = Path(parent, name)
+            status = path.stat()
+            found[str(path.relative_to(folder))] = [
+                status.st_size,
+                status.st_mtime_ns,
+                status.st_ctime_ns,
+                status.st_ino,
+            ]
+    return dict(sorted(found.items()))
+
+
+def fingerprint_base_model(paths: Paths, folder: Path) -> Fingerprint:
+    """The fingerprint of the model in ``folder``, reading only files whose stat changed since last time."""
+    cache = _read_stat_cache(paths, folder)
+    files: dict[str, dict[str, Any]] = {}
+    for path, stat in list_model_files(folder).items():
+        known = cache.get(path)
+        if known is None or known["stat"] != stat or known["hashed_at"] < stat[2] + STAMP_GRANULARITY_NS:
+            hashed_at = time.time_ns()
+            known = {"stat": stat, "blake3": hash_file(folder / path), "hashed_at": hashed_at}
+        files[path] = known
+    if files != cache:
+        write_json(paths.base_model_stat, {"schema_version": SCHEMA_VERSION, "folder": str(folder), "files": files})
+    entries: list[FileEntry] = [
+        {"path": path, "size": known["stat"][0], "blake3": known["blake3"]} for path, known in files.items()
+    ]
+    return {"blake3": combine_hashes(entries), "files": entries}
+
+
+def _read_stat_cache(paths: Paths, folder: Path) -> dict[str, dict[str, Any]]:
+    """What is known of each file of ``folder``; empty where nothing is. A cache may be lost at any time."""
+    try:
+        document = json.loads(paths.base_model_stat.read_bytes())
+        return dict(document["files"]) if document["folder"] == str(folder) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def combine_hashes(entries: list[FileEntry]) -> str:
+    """One hash over names, sizes and hashes of files, independent of their order."""
+    hasher = blake3()
+    for entry in sorted(entries, key=lambda entry: entry["path"]):
+        hasher.update(json.dumps([entry["path"], entry["size"], entry["blake3"]]).encode() + b"\n")
+    return hasher.hexdigest()
+
+
+def locked_values(config: Config) -> dict[str, Any]:
+    return {key: getattr(config, key) for key in LOCKED_KEYS}
+
+
+def make_lock(config: Config, fingerprint: Fingerprint, approved_by: str) -> dict[str, Any]:
+    """The lock document for ``config`` as it is."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "locked": locked_values(config),
+        "base_model_fingerprint": fingerprint,
+        "locked_at": utc_now(),
+        "approved_by": approved_by,
+    }
+
+
+def check_lock(paths: Paths, config: Config, fingerprint: Fingerprint) -> bool:
+    """Whether a lock exists; returning at all means that nothing in it is violated.
+
+    Raises:
+        ConfigLockError: a locked value or the base model's bytes differ; old and new are named.
+        DamagedStateError: the lock cannot be read.
+    """
+    lock = read_json(paths.config_lock)
+    if lock is None:
+        return False
+    for key, new in locked_values(config).items():
+        old = lock["locked"].get(key)
+        if old != new:
+            raise ConfigLockError(
+                f"locked {key} was {json.dumps(old)} and is now {json.dumps(new)} in {paths.config}",
+                f"put it back: training_controller.py config set {key} {_as_argument(old)}"
+                f" (or, as a person, accept it: training_controller.py config approve)",
+            )
+    if lock["base_model_fingerprint"]["blake3"] != fingerprint["blake3"]:
+        raise ConfigLockError(
+            f"the base model in {config.base_model} is not the one that was locked:"
+            f" {describe_difference(lock['base_model_fingerprint'], fingerprint)}",
+            "put the locked base model back there"
+            " (or, as a person, accept the new one: training_controller.py config approve)",
+        )
+    return True
+
+
+def describe_difference(old: Fingerprint, new: Fingerprint) -> str:
+    """The first few files in which two base models differ, in words."""
+    before = {entry["path"]: entry["blake3"] for entry in old["files"]}
+    after = {entry["path"]: entry["blake3"] for entry in new["files"]}
+    changes = [f"{path} is missing" for path in before.keys() - after.keys()]
+    changes += [f"{path} is new" for path in after.keys() - before.keys()]
+    changes += [f"{path} has other bytes" for path in before.keys() & after.keys() if before[path] != after[path]]
+    return ", ".join(sorted(changes)[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
+
+
+def _as_argument(value: object) -> str:
+    return value if isinstance(value, str) and value.isprintable() and " " not in value else f"'{json.dumps(value)}'"

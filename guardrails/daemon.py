@@ -1,0 +1,584 @@
+"""The daemon: takes data files one after the other, starts a worker for each, publishes what comes out.
+
+It owns the queue's files in ``processing/``, ``status/daemon.json`` and the publishing; it never imports torch.
+All that it knows stands in files, so that after a kill at any instant the next start goes on: an outcome is
+published, a run with a checkpoint resumes, any other run starts again from its parent version.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from guardrails import intake, queue, signals
+from guardrails.backups import backup_of_version, backups_folder, list_backup_ids, read_backup
+from guardrails.change import change_to, finish_pending, open_store
+from guardrails.config import TRAINING_KEYS, Config, load_config
+from guardrails.config_lock import make_lock
+from guardrails.errors import (
+    BusyError,
+    ConfigError,
+    DiskSpaceError,
+    GuardrailsError,
+    OperationError,
+    TrainingError,
+)
+from guardrails.head import condition_of_live_model, read_head
+from guardrails.live_model import back_up_version, finish_published_run, publish_run, save_version
+from guardrails.locks import FileLock, read_holder
+from guardrails.paths import Paths
+from guardrails.preflight import Preflight, check_before_training
+from guardrails.queue_records import Record, next_file, processing
+from guardrails.runs import (
+    drop_run,
+    new_run_id,
+    newest_checkpoint_step,
+    read_job,
+    read_outcome,
+    remove_continuation,
+    run_of,
+    worker_of,
+    write_job,
+)
+from guardrails.signals import Signal, is_stronger
+from guardrails.state_io import SCHEMA_VERSION, read_json, utc_now, write_json
+from guardrails.versions import lineage, store_lock, trained_in
+from guardrails.worker_process import GRACE_SECONDS, HANG_SECONDS, Action, WorkerProcess, last_log_line
+
+# How often signals are looked for: while a worker lives, and while nothing happens.
+WATCH_SECONDS = 0.1
+IDLE_SECONDS = 0.25
+# Pauses before the second, third … attempt.
+RETRY_SECONDS = (1.0, 10.0, 60.0, 300.0)
+# How long a held queue waits before it looks whether the cause is gone.
+HOLD_SECONDS = 10.0
+# How long a worker whose daemon was killed may take to save and leave.
+ORPHAN_SECONDS = 60.0
+DAY_SECONDS = 86_400
+# Another attempt would end the same way.
+FINAL_REASONS = ("bad_data", "non_finite_loss")
+
+
+class Stopped(Exception):  # noqa: N818 - an ending, not an error
+    """The daemon was asked to stop; what is under way is at rest."""
+
+
+class Daemon:
+    """One daemon of one base dir, from its lock to its end. ``run`` is all there is to call."""
+
+    def __init__(self, paths: Paths, *, once: bool) -> None:
+        self.paths = paths
+        self.once = once
+        self.lock = FileLock(paths.locks / "daemon.lock")
+        self.session = f"{os.getpid()}-{time.time_ns() // 1_000_000}"
+        self.started_at = utc_now()
+        self.watch = intake.Watch()
+        self.resting = 0
+        self.paused = False
+        self.asked_to_stop = False
+        self.held: str | None = None
+        self.wake_at = 0.0
+        self.failed: list[str] = []
+        self.published: dict[str, Any] = {}
+        self.record: Record | None = None
+
+    def run(self) -> None:
+        """Work until stopped, or with ``once`` until the queue is empty.
+
+        Raises:
+            BusyError: another daemon runs here.
+            TrainingError: with ``once``, files failed.
+            GuardrailsError: pre-flight at the start, or with ``once`` before any file, failed.
+        """
+        if not self.lock.try_acquire("training daemon"):
+            holder = read_holder(self.lock.path)
+            raise BusyError(
+                f"a daemon runs here already: process {holder.pid if holder else 'unknown'}",
+                "training_controller.py status shows what it does",
+            )
+        ending: BaseException | None = None
+        try:
+            self._start()
+            self._work()
+        except Stopped:
+            self.log("stopped")
+        except BaseException as error:
+            ending = error
+            raise
+        finally:
+            self._end(ending)
+        if self.failed:
+            raise TrainingError(
+                f"{len(self.failed)} failed: {', '.join(self.failed)}",
+                "training_queue.py list shows why; training_queue.py retry NAME tries again",
+            )
+
+    # Start and end
+
+    def _start(self) -> None:
+        if self.paths.emergency_stop.exists():
+            raise OperationError(
+                f"{self.paths.emergency_stop} lies there: an emergency stop is on", f"rm '{self.paths.emergency_stop}'"
+            )
+        for folder in self.paths.folders():
+            folder.mkdir(parents=True, exist_ok=True)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note_stop)
+        for stale in signals.clear(self.paths):
+            self.log(f"removed a stale {stale.action} signal")
+        with store_lock(self.paths).hold("daemon start", ORPHAN_SECONDS):
+            finish_pending(self.paths, self.log)
+        self._await_orphans()
+        check_before_training(self.paths)
+        self._publish_state("idle")
+        self.log(f"started, process {os.getpid()}")
+
+    def _note_stop(self, _number: int, _frame: object) -> None:
+        self.asked_to_stop = True
+
+    def _await_orphans(self) -> None:
+        """A worker outlives its killed daemon for as long as it takes to save its checkpoint."""
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        for run_id in sorted(os.listdir(self.paths.runs)):
+            while (worker := worker_of(self.paths, run_id)) is not None:
+                if time.monotonic() > deadline:
+                    self.log(f"killing worker {worker.pid} of an earlier daemon: it does not end")
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(worker.pid, signal.SIGKILL)
+                    deadline += ORPHAN_SECONDS
+                time.sleep(WATCH_SECONDS)
+
+    def _end(self, error: BaseException | None) -> None:
+        exit_code = (
+            error.exit_code if isinstance(error, GuardrailsError) else int(error is not None or bool(self.failed))
+        )
+        if error is not None:
+            self.log(f"ended: {error}")
+        self._publish_progress("stopped" if self._open_record() else "idle")
+        self._publish_state("stopped", reason=str(error) if error else None, exit_code=exit_code)
+        for left in signals.clear(self.paths):
+            self.log(f"removed a {left.action} signal that came too late")
+        self.lock.release()
+
+    # The loop
+
+    def _work(self) -> None:
+        while True:
+            self._obey_while_idle()
+            try:
+                if self._take_next_step():
+                    continue
+            except (GuardrailsError, OSError) as error:
+                if self.once:
+                    raise
+                self._hold(error)
+            self._rest(self._poll_seconds())
+
+    def _take_next_step(self) -> bool:
+        """Do what is to be done next; False if there is nothing to do now.
+
+        Raises:
+            Stopped: the queue is worked empty, or a stop was obeyed.
+            GuardrailsError: the queue has to wait for a person or the disk.
+        """
+        self._take_in()
+        if self.paused or time.monotonic() < self.wake_at:
+            return False
+        record = self._open_record() or next_file(self.paths)
+        if record is not None:
+            self._process(record)
+            self.held = None
+            return True
+        self.held = None
+        if self.once and not self.resting:
+            raise Stopped
+        self._publish_state("idle")
+        return False
+
+    def _open_record(self) -> Record | None:
+        return processing(self.paths)
+
+    def _take_in(self) -> None:
+        """Move what lies at rest in the inbox into the queue."""
+        result = intake.look(self.paths, self.watch, self._trained_in)
+        self.resting = result.resting
+        for record in result.queued:
+            self.log(f"{record.name}: queued")
+        for record in result.skipped:
+            self.log(f"{record.name}: skipped, {record.reason}")
+
+    def _trained_in(self, data_blake3: str) -> str | None:
+        return trained_in(self.paths, read_head(self.paths)["version"], data_blake3)
+
+    def _poll_seconds(self) -> float:
+        if self.resting:
+            return intake.REST_SECONDS
+        try:
+            return load_config(self.paths).poll_interval
+        except ConfigError:
+            return HOLD_SECONDS
+
+    def _rest(self, seconds: float) -> None:
+        """Wait, but not past a signal."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self.asked_to_stop or signals.pending(self.paths) or self.paths.emergency_stop.exists():
+                return
+            time.sleep(min(IDLE_SECONDS, left))
+
+    def _hold(self, error: GuardrailsError | OSError) -> None:
+        """Keep the queue waiting, and say for what, until the cause is gone."""
+        reason = (
+            error.message
+            if isinstance(error, GuardrailsError)
+            else f"{error.filename or ''} {error.strerror or error}".strip()
+        )
+        if reason != self.held:
+            self.held = reason
+            hint = f" ({error.hint})" if isinstance(error, GuardrailsError) else ""
+            self.log(f"the queue is held: {reason}{hint}")
+        self._publish_state("held", reason=reason)
+        self._publish_progress("stopped" if self._open_record() else "idle")
+        self.wake_at = time.monotonic() + HOLD_SECONDS
+
+    # Signals while no worker lives
+
+    def _obey_while_idle(self) -> None:
+        record = self._open_record()
+        found = self._next_signal(record.run_id if record else None)
+        if self._must_stop():
+            raise Stopped
+        if found is None:
+            return
+        if found.action == "stop":
+            self._publish_state("stopping")
+            self._acknowledge(found, "done")
+            raise Stopped
+        if found.action == "skip":
+            if record is None:
+                self._acknowledge(found, "nothing_to_do", "no file was being trained")
+            else:
+                self._skip(record, found.reason)
+                self._acknowledge(found, "done", record.name)
+        elif found.action == "pause":
+            self.paused = True
+            self._publish_state("paused", record, reason=found.reason)
+            self._publish_progress("paused")
+            self._acknowledge(found, "done", "the queue is paused")
+        else:
+            was_waiting = self.paused or self.wake_at > time.monotonic()
+            self.paused, self.wake_at = False, 0.0
+            self._publish_state("idle", record)
+            self._publish_progress("stopped" if record else "idle")
+            self._acknowledge(found, "done" if was_waiting else "nothing_to_do", None if was_waiting else "not paused")
+
+    def _must_stop(self) -> bool:
+        return self.asked_to_stop or self.paths.emergency_stop.exists()
+
+    def _next_signal(self, run_id: str | None) -> Signal | None:
+        if not signals.pending(self.paths):
+            return None
+        found, dropped = signals.read_strongest(self.paths, self.session, run_id)
+        for one in dropped:
+            self.log(f"removed a {one.signal.action} signal: {one.why}")
+        return found
+
+    def _acknowledge(self, obeyed: Signal, result: str, detail: str | None = None) -> None:
+        """Answer a signal; weaker ones that wait beside it are superseded."""
+        self.log(
+            f"{obeyed.action}: {result}{f', {detail}' if detail else ''}{f' ({obeyed.reason})' if obeyed.reason else ''}"
+        )
+        if result == "done":
+            signals.supersede_weaker(self.paths, obeyed.action)
+        signals.acknowledge(self.paths, obeyed, result, detail)
+
+    # One data file
+
+    def _process(self, record: Record) -> None:
+        """Bring one data file as far as it goes: published, failed, skipped, or at rest in ``processing/``."""
+        name = record.name
+        run_id = record.run_id if record.state == "processing" else None
+        if run_id is not None:
+            outcome = read_outcome(self.paths, run_id)
+            if outcome is not None and outcome["result"] == "completed":
+                self._publish(record)
+                return
+        claimed = self._claim(record)
+        if claimed is None:
+            return
+        self._publish_state("training", claimed)
+        try:
+            preflight = check_before_training(self.paths, data_bytes=claimed.size)
+            self._freeze_job(claimed, preflight)
+        except (GuardrailsError, OSError):
+            if read_job(self.paths, run_of(claimed)) is None:
+                queue.requeue(self.paths, name)
+            raise
+        self._train(claimed, preflight.config)
+
+    def _claim(self, record: Record) -> Record | None:
+        """The record in ``processing/`` with a run of its own; None if it turned out a duplicate.
+
+        Under the store lock, so that no rollback changes the model between this and the choice of the parent.
+        """
+        with open_store(self.paths, f"taking {record.name}", self.log):
+            head = read_head(self.paths)
+            if record.state == "processing" and record.run_id:
+                job = read_job(self.paths, run_of(record))
+                if job is None or (job["parent_version"] == head["version"] and job["data_blake3"] == record.blake3):
+                    return record
+                self.log(f"{record.name}: the model changed since its run began; it starts anew")
+                drop_run(self.paths, run_of(record), "the model changed since the run began")
+            elif not record.force:
+                version = trained_in(self.paths, head["version"], record.blake3)
+                if version is not None:
+                    reason = f"duplicate: this content was trained into {version}"
+                    queue.finish(self.paths, record.name, "skipped", reason=reason)
+                    self.log(f"{record.name}: skipped, {reason}")
+                    return None
+            run_id = new_run_id(self.paths, record.blake3)
+            self.paths.run(run_id).mkdir(parents=True)
+            return queue.claim(self.paths, record.name, run_id)
+
+    def _freeze_job(self, record: Record, preflight: Preflight) -> None:
+        """Save the model as it is, and write what the run is to do, unless it goes on."""
+        paths, config = self.paths, preflight.config
+        with open_store(paths, f"preparing {record.name}", self.log):
+            head = read_head(paths)
+            if head["version"] is not None and condition_of_live_model(paths, head) == "absent":
+                self.log(f"current_model/ is missing; putting {head['version']} back")
+                change_to(paths, head, head["version"], "restore", self.log)
+            version, is_new = save_version(paths, f"before {record.name}", "snapshot")
+            if is_new:
+                self.log(f"current_model/ had no version of its own; saved as {version}")
+            if not preflight.is_locked:
+                write_json(paths.config_lock, make_lock(config, preflight.fingerprint, "first training"))
+                self.log("locked max_length, base_model and model_name")
+            job = read_job(paths, run_of(record))
+            if job is not None and job["base_model_fingerprint"] == preflight.fingerprint["blake3"]:
+                return
+            parent = next(lineage(paths, version), None)
+            write_job(
+                paths,
+                {
+                    "run_id": record.run_id,
+                    "data_name": record.name,
+                    "data_path": str(paths.queue_folder("processing") / record.name),
+                    "data_blake3": record.blake3,
+                    "base_model": str(preflight.base_model),
+                    "base_model_fingerprint": preflight.fingerprint["blake3"],
+                    "base_model_files": preflight.fingerprint,
+                    "config": config.model_dump(),
+                    "parent_version": version,
+                    "parent_adapter": str(paths.version(version) / "model") if version else None,
+                    "start_steps": parent["training_steps"] if parent else 0,
+                    "start_evals": parent["total_evals"] if parent else 0,
+                    "status_file": str(paths.training_status),
+                    **{key: getattr(config, key) for key in TRAINING_KEYS},
+                    "validation_file": str(paths.resolve(config.validation_file)) if config.validation_file else None,
+                    "world_size": 1,
+                },
+            )
+
+    def _train(self, record: Record, config: Config) -> None:
+        """One attempt: a worker from its start to its end, and what follows from how it ended."""
+        run_id, name = run_of(record), record.name
+        folder = self.paths.run(run_id)
+        (folder / "outcome.json").unlink(missing_ok=True)
+        step = newest_checkpoint_step(self.paths, run_id)
+        attempts = queue.count_attempt(self.paths, name, step)
+        self.log(f"{name}: run {run_id}, attempt {attempts}" + (f", from step {step}" if step else ""))
+        worker = WorkerProcess(self.paths, run_id)
+        try:
+            obeyed = self._watch(worker, record)
+        finally:
+            worker.signal(signal.SIGKILL)
+            worker.process.wait()
+        outcome = read_outcome(self.paths, run_id)
+        result = outcome["result"] if outcome else None
+        action = obeyed.action if obeyed else None
+        if action == "skip":
+            self._skip(record, obeyed.reason if obeyed else None)
+        elif result == "completed":
+            self._publish(record)
+        elif result == "failed" and outcome is not None:
+            self._fail(record, config, attempts, outcome["reason"], outcome["message"] or outcome["reason"])
+        elif action is None and not self._must_stop():
+            code = worker.exit_code() or 0
+            what = f"killed by signal {-code}" if code < 0 else f"ended with {code}: {last_log_line(folder)}"
+            self._fail(
+                record, config, attempts, "error", f"the worker was {what}" if code < 0 else f"the worker {what}"
+            )
+        else:
+            queue.clear_attempts(self.paths, name)
+            self.log(f"{name}: at rest, goes on from step {newest_checkpoint_step(self.paths, run_id)}")
+        if action == "pause":
+            self.paused = True
+            self._publish_state("paused", self._open_record(), reason=obeyed.reason if obeyed else None)
+            self._publish_progress("paused")
+        if obeyed is not None:
+            self._acknowledge(obeyed, "done", name)
+        if action == "stop" or self._must_stop():
+            raise Stopped
+
+    def _watch(self, worker: WorkerProcess, record: Record) -> Signal | None:
+        """Wait for the worker's end, passing signals on; the signal that ended it, if one did."""
+        obeyed: Signal | None = None
+        is_held = False
+        while worker.exit_code() is None:
+            time.sleep(WATCH_SECONDS)
+            found = self._next_signal(record.run_id)
+            if self._must_stop() and (found is None or found.action != "stop"):
+                found = Signal("stop", "none")
+            if found is not None and found.action == "resume":
+                if is_held and obeyed is not None:
+                    worker.request("resume")
+                    is_held, obeyed = False, None
+                    self._publish_state("training", record)
+                self._acknowledge(found, "done" if obeyed is None else "nothing_to_do")
+            elif found is not None and (obeyed is None or is_stronger(found, obeyed)):
+                obeyed, is_held = found, False
+                self._publish_state("stopping", record, reason=found.reason)
+                worker.request(self._request_for(found))
+            if obeyed is not None and obeyed.hold and not is_held and self._progress().get("phase") == "held":
+                is_held = True
+                self._publish_state("paused", record, reason=obeyed.reason)
+                self._acknowledge(obeyed, "done", record.name)
+            if not is_held and worker.silent_seconds() > (GRACE_SECONDS if obeyed else HANG_SECONDS):
+                self.log(f"{record.name}: no sign of life from the worker; killing it")
+                worker.signal(signal.SIGKILL)
+        return obeyed if not is_held else None
+
+    @staticmethod
+    def _request_for(found: Signal) -> Action:
+        if found.action == "pause":
+            return "hold" if found.hold else "pause"
+        return "skip" if found.action == "skip" else "stop"
+
+    def _publish(self, record: Record) -> None:
+        """Version, exchange, second copy, ``completed/``; each step is skipped where it was done before a kill."""
+        self._publish_state("publishing", record)
+        version = publish_run(self.paths, run_of(record), self.log)
+        self._publish_progress("idle")
+        self._back_up(version["id"])
+        finish_published_run(self.paths, record, version)
+        self.log(f"{record.name}: published as {version['id']}, {version['training_steps']} steps in all")
+
+    def _back_up(self, version_id: str) -> None:
+        """The second copy, as the config wants it.
+
+        Raises:
+            GuardrailsError, OSError: it could not be made; the queue waits.
+        """
+        config = load_config(self.paths)
+        folder = backups_folder(self.paths)
+        if config.backup == "off" or backup_of_version(folder, version_id) is not None:
+            return
+        ids = list_backup_ids(folder)
+        if config.backup == "daily" and ids:
+            newest = read_backup(folder, ids[-1])["created_at"]
+            if newest > time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - DAY_SECONDS)):
+                return
+        backup = back_up_version(self.paths, version_id)
+        self.log(f"{version_id} backed up as {backup['id']}")
+
+    def _skip(self, record: Record, reason: str | None) -> None:
+        what = f"run {record.run_id} skipped{f': {reason}' if reason else ''}"
+        drop_run(self.paths, run_of(record), what)
+        queue.finish(self.paths, record.name, "skipped", reason=what, held_back=True)
+        self._publish_progress("paused" if self.paused else "idle")
+        self._publish_state("paused" if self.paused else "idle")
+        self.log(f"{record.name}: {what}")
+
+    def _fail(self, record: Record, config: Config, attempts: int, reason: str, message: str) -> None:
+        """Another attempt after a pause, or ``failed/``; a cause outside the file holds the queue instead."""
+        self._publish_progress("error")
+        self.log(f"{record.name}: {reason}: {message}")
+        if reason == "disk_full":
+            raise DiskSpaceError(f"the disk is full: {message}", "free some space; the run goes on by itself")
+        if reason == "bad_model":
+            raise ConfigError(message, "training_controller.py config check")
+        if reason in FINAL_REASONS or attempts >= config.max_attempts:
+            queue.finish(self.paths, record.name, "failed", reason=f"{reason}: {message}")
+            remove_continuation(self.paths.run(run_of(record)))
+            self.failed.append(record.name)
+            return
+        pause = RETRY_SECONDS[min(attempts, len(RETRY_SECONDS)) - 1]
+        self.wake_at = time.monotonic() + pause
+        self._publish_state("waiting", record, reason=f"{reason}: {message}")
+        self.log(f"{record.name}: next attempt in {pause:g} s")
+
+    # What others see
+
+    def _progress(self) -> dict[str, Any]:
+        try:
+            return read_json(self.paths.training_status) or {}
+        except GuardrailsError:
+            return {}
+
+    def _publish_progress(self, status: str) -> None:
+        """Live progress while no worker lives to write it: the model's steps of all time, and how things stand."""
+        previous = self._progress()
+        head = read_head(self.paths)
+        version = next(lineage(self.paths, head["version"]), None)
+        run = {key: previous.get(key) for key in ("run_id", "data_name", "loss", "eval_loss")}
+        at_rest = status in ("paused", "stopped") and self._open_record() is not None
+        self._write(
+            self.paths.training_status,
+            {
+                "schema_version": SCHEMA_VERSION,
+                "status": status,
+                "phase": None,
+                **(run if at_rest or status == "error" else dict.fromkeys(run)),
+                "current_step": previous.get("current_step", 0)
+                if at_rest
+                else (version["training_steps"] if version else 0),
+                "run_step": previous.get("run_step", 0) if at_rest else 0,
+                "run_total_steps": previous.get("run_total_steps", 0) if at_rest else 0,
+                "total_evals": previous.get("total_evals", 0)
+                if at_rest
+                else (version["total_evals"] if version else 0),
+                "eta_seconds": None,
+                "updated_at": utc_now(),
+                "pid": None,
+            },
+        )
+
+    def _publish_state(
+        self, state: str, record: Record | None = None, *, reason: str | None = None, exit_code: int | None = None
+    ) -> None:
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "pid": os.getpid(),
+            "session": self.session,
+            "started_at": self.started_at,
+            "state": state,
+            "run_id": record.run_id if record else None,
+            "data_name": record.name if record else None,
+            "reason": reason,
+        }
+        if document != self.published:
+            self.published = document
+            ended_at = utc_now() if exit_code is not None else None
+            self._write(
+                self.paths.daemon_status,
+                {**document, "updated_at": utc_now(), "ended_at": ended_at, "exit_code": exit_code},
+            )
+
+    def _write(self, path: Any, document: dict[str, Any]) -> None:
+        """Write a status file; a full disk must not end the daemon that waits for it to be freed."""
+        try:
+            write_json(path, document)
+        except OSError as error:
+            self.log(f"cannot write {path}: {error.strerror}")
+
+    def log(self, line: str) -> None:
+        """One line to the day's log and to stderr; where the log cannot be written, to stderr alone."""
+        text = f"{utc_now()} {line}\n"
+        sys.stderr.write(text)
+        with contextlib.suppress(OSError):
+            path = self.paths.logs / f"daemon_{time.strftime('%Y%m%d', time.gmtime())}.log"
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)

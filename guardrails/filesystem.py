@@ -1,0 +1,385 @@
+"""What the kernel can do with files and the standard library does not offer.
+
+Errors are plain ``OSError`` with the path in them, as from ``os``. Nothing here decides what may be
+removed or replaced; the modules that own a folder do.
+"""
+
+import errno
+import fcntl
+import functools
+import os
+import re
+import signal
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from guardrails.errors import IntegrityError
+from guardrails.manifest import BLOCK_BYTES, FileEntry, hash_file, list_files
+from guardrails.state_io import fsync_folder
+
+if TYPE_CHECKING:
+    import ctypes
+
+AT_FDCWD = -100
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+# _IOW(0x94, 9, int) of linux/fs.h
+FICLONE = 0x40049409
+NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_REFLINK = (*NOT_SUPPORTED, errno.ENOTTY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.ETXTBSY)
+# They answer a lease request by whether the server granted one, not by who writes.
+LEASE_MEANS_NOTHING = frozenset({"nfs", "nfs4", "cifs", "smb3"})
+STAGED = ".staged-"
+COPIED = ".copied-"
+
+
+class UnsupportedError(OSError):
+    """The kernel or the file system lacks the operation; the caller can fall back to another."""
+
+
+@functools.cache
+def _libc() -> "ctypes.CDLL":
+    import ctypes  # 5 ms that a command without these calls need not pay
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _rename_with(flag: int, source: Path, target: Path) -> None:
+    import ctypes
+
+    try:
+        renameat2 = _libc().renameat2
+    except AttributeError:
+        raise UnsupportedError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(source), None, str(target)) from None
+    if renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flag) == 0:
+        return
+    number = ctypes.get_errno()
+    kind = UnsupportedError if number in NOT_SUPPORTED else OSError
+    raise kind(number, os.strerror(number), str(source), None, str(target))
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two paths in one atomic step; at no instant is either missing.
+
+    Not durable until the parent folders are synced.
+
+    Raises:
+        UnsupportedError: the file system lacks it (NFS, some FUSE); nothing was changed.
+    """
+    _rename_with(RENAME_EXCHANGE, one, other)
+
+
+def rename_noreplace(source: Path, target: Path) -> None:
+    """Rename without ever overwriting.
+
+    Where the file system lacks the atomic form, a file is linked and then unlinked: a kill between
+    the two leaves both names on the same file.
+
+    Raises:
+        FileExistsError: ``target`` exists; nothing was changed.
+        UnsupportedError: a folder on a file system without the atomic form.
+    """
+    try:
+        _rename_with(RENAME_NOREPLACE, source, target)
+    except UnsupportedError:
+        if source.is_dir():
+            raise
+        os.link(source, target, follow_symlinks=False)
+        source.unlink()
+
+
+def sync_filesystem(path: Path) -> None:
+    """Make everything written so far to the file system of ``path`` survive a power cut."""
+    import ctypes
+
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc().syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
+    finally:
+        os.close(descriptor)
+
+
+def copy_file(source: Path, target: Path, mode: int) -> str:
+    """Write a new file ``target`` of its own blocks with the bytes of ``source``; their BLAKE3 in hex.
+
+    Neither end follows a symlink. The copy is not synced yet. On an error the partial ``target`` is removed.
+
+    Raises:
+        FileExistsError: ``target`` exists; it is left as it is.
+    """
+    hasher = blake3(max_threads=blake3.AUTO)
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    reader = _open_regular(source)
+    try:
+        writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            while count := os.readv(reader, [buffer]):
+                hasher.update(buffer[:count])
+                written = 0
+                while written < count:
+                    written += os.write(writer, buffer[written:count])
+            os.fchmod(writer, mode)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(writer)
+    finally:
+        os.close(reader)
+    return hasher.hexdigest()
+
+
+def try_reflink(source: Path, target: Path, mode: int = 0o644) -> bool:
+    """Make ``target`` a new file that shares the blocks of ``source`` until either is written to.
+
+    False, with nothing left behind, where the file systems cannot do that.
+
+    Raises:
+        FileExistsError: ``target`` exists; it is left as it is.
+    """
+    reader = _open_regular(source)
+    try:
+        writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.ioctl(writer, FICLONE, reader)
+            os.fchmod(writer, mode)
+        except BaseException as error:
+            target.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno in NO_REFLINK:
+                return False
+            raise
+        finally:
+            os.close(writer)
+    finally:
+        os.close(reader)
+    return True
+
+
+def _open_regular(path: Path) -> int:
+    """A descriptor for reading, never of a symlink, and never waiting for a pipe's other end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+def copy_tree(source: Path, target: Path, *, file_mode: int, folder_mode: int, independent: bool) -> list[FileEntry]:
+    """Make ``target`` a durable copy of ``source``; its manifest, sorted by path.
+
+    Files share blocks with the source where the file system can, unless ``independent``: then every
+    byte is written anew. The hashes are of the bytes that went into the copy, whatever happens to the
+    source meanwhile. When it fails, the partial ``target`` is the caller's to remove.
+
+    Raises:
+        FileExistsError: ``target`` exists.
+        IntegrityError: something in ``source`` is neither a regular file nor a folder.
+    """
+    files = list_files(source)
+    target.mkdir()
+    for folder in _list_folders(source):
+        (target / folder).mkdir()
+    manifest: list[FileEntry] = []
+    reflinks = not independent
+    for path in files:
+        copy = target / path
+        reflinks = reflinks and try_reflink(source / path, copy, file_mode)
+        content = hash_file(copy) if reflinks else copy_file(source / path, copy, file_mode)
+        manifest.append({"path": path, "size": copy.stat().st_size, "blake3": content})
+    apply_modes(target, file_mode, folder_mode)
+    # One flush of the file system instead of one a file.
+    sync_filesystem(target)
+    return manifest
+
+
+def _list_folders(root: Path) -> list[str]:
+    """Relative paths of all folders below ``root``, parents first."""
+    found: list[str] = []
+    pending = [""]
+    while pending:
+        folder = pending.pop()
+        with os.scandir(root / folder) as entries:
+            below = [f"{folder}{entry.name}" for entry in entries if entry.is_dir(follow_symlinks=False)]
+        found.extend(below)
+        pending.extend(f"{path}/" for path in below)
+    return found
+
+
+def apply_modes(root: Path, file_mode: int, folder_mode: int) -> None:
+    """Set the modes of every file and folder of a tree, ``root`` included; symlinks are left alone."""
+    for path in list_files(root):
+        (root / path).chmod(file_mode)
+    # Children first, or a folder that loses its search bit would lock us out.
+    for folder in reversed(_list_folders(root)):
+        (root / folder).chmod(folder_mode)
+    root.chmod(folder_mode)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder and all below it, read-only folders included; afterwards nothing is there.
+
+    Symlinks are removed, never followed. A missing ``path`` is fine.
+
+    Raises:
+        NotADirectoryError: ``path`` is a file or a symlink; it is left as it is.
+        OSError: EBUSY, something is mounted on or below it; nothing was removed.
+    """
+    try:
+        descriptor = _open_folder(path, None)
+    except FileNotFoundError:
+        return
+    try:
+        resolved = os.path.realpath(path)
+        for mount_point, _, _ in _mounts():
+            if mount_point == resolved or mount_point.startswith(f"{resolved.rstrip('/')}/"):
+                raise OSError(errno.EBUSY, "something is mounted there", mount_point)
+        _empty_folder(descriptor, path, os.fstat(descriptor).st_dev)
+    finally:
+        os.close(descriptor)
+    path.rmdir()
+
+
+def _open_folder(path: Path, parent: int | None) -> int:
+    name = path if parent is None else path.name
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+
+
+def _empty_folder(descriptor: int, path: Path, device: int) -> None:
+    """Remove all that is in an open folder, by descriptors, so that no swapped-in link is followed."""
+    status = os.fstat(descriptor)
+    if status.st_dev != device:
+        raise OSError(errno.EBUSY, "another file system is mounted there", str(path))
+    if status.st_mode & stat.S_IRWXU != stat.S_IRWXU:
+        os.fchmod(descriptor, stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
+    with os.scandir(descriptor) as entries:
+        names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in names:
+        try:
+            if not is_folder:
+                os.unlink(name, dir_fd=descriptor)
+                continue
+            below = _open_folder(path / name, descriptor)
+            try:
+                _empty_folder(below, path / name, device)
+            finally:
+                os.close(below)
+            os.rmdir(name, dir_fd=descriptor)
+        except OSError as error:
+            if error.filename == name:
+                error.filename = str(path / name)
+            raise
+
+
+def _mounts() -> list[tuple[str, str, str]]:
+    """Mount point, ``major:minor`` and file system type of every mount of this process; empty without /proc."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+    mounts = []
+    for line in lines:
+        left, _, right = line.partition(" - ")
+        fields = left.split(" ")
+        mount_point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+        mounts.append((mount_point, fields[2], right.split(" ")[0]))
+    return mounts
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that this user can still write to the file system where ``path`` lies or will lie."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+def is_being_written(path: Path) -> bool | None:
+    """Whether some process has the file open for writing; None where the system cannot tell.
+
+    Asked by requesting a read lease, which the kernel refuses while anyone can write. It cannot tell
+    of other users' files (unless root), of writers on other machines, or on network file systems.
+    """
+    descriptor = _open_regular(path)
+    try:
+        # Whoever opens the file for writing just now makes the kernel send a signal; the usual one, SIGIO, kills.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        return False
+    except BlockingIOError:
+        device = os.fstat(descriptor).st_dev
+        number = f"{os.major(device)}:{os.minor(device)}"
+        return None if any(d == number and kind in LEASE_MEANS_NOTHING for _, d, kind in _mounts()) else True
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Move a file durably without overwriting, to another file system too.
+
+    There it is copied and read back from the disk before the source goes; a kill between leaves both.
+
+    Raises:
+        FileExistsError: ``target`` exists.
+        IntegrityError: the copy does not read back as it was written; it was removed.
+    """
+    if source == target:
+        return
+    try:
+        rename_noreplace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        before = source.lstat()
+        copy, _ = stage_copy(source, target.parent)
+        rename_noreplace(copy, target)
+        fsync_folder(target.parent)
+        unlink_unchanged(source, before)
+    fsync_folder(target.parent)
+    fsync_folder(source.parent)
+
+
+def stage_copy(source: Path, folder: Path) -> tuple[Path, str]:
+    """A durable copy of ``source`` under a hidden name in ``folder``, and the BLAKE3 of its bytes.
+
+    It shares blocks with the source where the file system can; else it was read back from the disk.
+    A kill leaves it to ``remove_staged``.
+
+    Raises:
+        IntegrityError: the disk does not hold what was written; the copy was removed.
+    """
+    copy = folder / f"{STAGED}{os.urandom(8).hex()}"
+    if try_reflink(source, copy):
+        return copy, hash_file(copy, from_disk=True)
+    content = copy_file(source, copy, 0o644)
+    # Reading from the disk syncs the file first.
+    if hash_file(copy, from_disk=True) != content:
+        copy.unlink()
+        raise IntegrityError(f"{folder} does not hold what was written to it", "check the disk: dmesg | tail")
+    return copy, content
+
+
+def unlink_unchanged(path: Path, before: os.stat_result) -> None:
+    """Remove a file that was copied, unless it has been written to or replaced since ``before``."""
+    # Out of reach first, or a file renamed to ``path`` between the comparison and the removal would go.
+    aside = path.with_name(f"{COPIED}{os.urandom(8).hex()}")
+    path.rename(aside)
+    now = aside.lstat()
+    kept = ("st_ino", "st_dev", "st_size", "st_mtime_ns")
+    if all(getattr(now, key) == getattr(before, key) for key in kept):
+        aside.unlink()
+    else:
+        rename_noreplace(aside, path)
+
+
+def remove_staged(folder: Path) -> None:
+    """Remove the staged copies that killed processes left; the caller knows that no other one stages there."""
+    for name in os.listdir(folder):
+        if name.startswith(STAGED):
+            (folder / name).unlink()

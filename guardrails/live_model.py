@@ -1,0 +1,454 @@
+"""What people and the daemon do with ``current_model/``: save it, publish a run, go back, put a version in its place."""
+
+import shlex
+import time
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from guardrails import signals
+from guardrails.backups import BackupType, add_backup, backups_folder, read_backup
+from guardrails.change import Announce, change_to, changed_by_hand_metadata, discard, open_store
+from guardrails.errors import BusyError, IntegrityError, OperationError
+from guardrails.filesystem import copy_tree, remove_tree, rename_noreplace
+from guardrails.head import condition_of_live_model, next_number, read_head, sign_live_model, write_head
+from guardrails.locks import read_holder
+from guardrails.manifest import find_damage
+from guardrails.paths import Paths
+from guardrails.queue import finish
+from guardrails.queue_records import Record, processing
+from guardrails.runs import drop_run, read_job, read_outcome, remove_continuation, run_of, worker_of
+from guardrails.state_io import fsync_folder, read_json, utc_now
+from guardrails.versions import (
+    LIVE_FILE_MODE,
+    LIVE_FOLDER_MODE,
+    STAGE_PREFIX,
+    add_version,
+    is_kept,
+    lineage,
+    put_version_back,
+    read_metadata,
+    version_name,
+)
+
+POLL_SECONDS = 0.05
+# How long a worker without a daemon may take to save its last checkpoint.
+ORPHAN_SECONDS = 60.0
+# States of status/daemon.json in which a run stands still and may be dropped by others.
+AT_REST = ("paused", "held")
+# In these it ends; its lock is free a moment later.
+ENDING = ("stopping", "stopped")
+
+
+class Outcome(NamedTuple):
+    """What a rollback or restore did, in one past-tense line, and the command that undoes it."""
+
+    message: str
+    undo: str | None
+    version: str | None
+
+
+def save_version(paths: Paths, description: str, kind: Literal["manual", "snapshot"]) -> tuple[str | None, bool]:
+    """A version of ``current_model/`` as it is: its id (None without a model) and whether it had to be made.
+
+    Needs the store lock. The version that the model equals is confirmed rather than made twice.
+    """
+    head = read_head(paths)
+    condition = condition_of_live_model(paths, head)
+    if condition == "absent":
+        return None, False
+    if condition == "version":
+        return str(head["version"]), False
+    number = next_number(paths, head)
+    metadata = add_version(
+        paths, number, paths.current_model, changed_by_hand_metadata(paths, head, description, kind), "copy"
+    )
+    # A signature only for the bytes that were saved: somebody may have written meanwhile.
+    signed = sign_live_model(paths)
+    if find_damage(paths.current_model, metadata["files"]):
+        signed = {"signed_at_ns": 0, "signature": {}}
+    changed = {"version": metadata["id"], "changed_at": utc_now(), "operation": "create", "last_number": number}
+    write_head(paths, {**head, **signed, **changed})
+    return str(metadata["id"]), True
+
+
+def publish_run(paths: Paths, run_id: str, announce: Announce) -> dict[str, Any]:
+    """Make a completed run's output the next version and ``current_model/``; return the version's metadata.
+
+    Idempotent: going on after a kill makes no second version. All it needs lies in the run's folder.
+
+    Raises:
+        IntegrityError: the output's bytes are not those that the worker reported; nothing was changed.
+    """
+    with open_store(paths, f"publishing run {run_id}", announce):
+        head = read_head(paths)
+        newest = next_number(paths, head) - 1
+        version = None
+        if paths.version(version_name(newest)).is_dir():
+            version = read_metadata(paths, version_name(newest))
+        if version is None or version["run_id"] != run_id:
+            version = _add_published_version(paths, newest + 1, run_id)
+        if head["version"] != version["id"]:
+            change_to(paths, head, version["id"], "publish", announce, queue_follows=False)
+    return version
+
+
+def _add_published_version(paths: Paths, number: int, run_id: str) -> dict[str, Any]:
+    job, outcome = read_job(paths, run_id), read_outcome(paths, run_id)
+    if job is None or outcome is None or outcome["result"] != "completed":
+        raise OperationError(f"run {run_id} is not completed", "training_queue.py status shows what is under way")
+    output = paths.run(run_id) / "output"
+    if problems := find_damage(output, outcome["files"]):
+        raise IntegrityError(f"the output of run {run_id} is damaged: {problems[0]}", "it is trained again")
+    parent = read_metadata(paths, job["parent_version"]) if job["parent_version"] else None
+    rows = outcome["rows"]
+    metadata = {
+        "description": job["data_name"],
+        "kind": "training",
+        "parent": job["parent_version"],
+        "run_id": run_id,
+        "training_steps": job["start_steps"] + outcome["run_steps"],
+        "run_steps": outcome["run_steps"],
+        **{key: outcome[key] for key in ("loss", "eval_loss", "eval_loss_before", "evaluations")},
+        "total_evals": (parent["total_evals"] if parent else 0) + outcome["evaluations"],
+        "data": [
+            {
+                "name": job["data_name"],
+                "blake3": job["data_blake3"],
+                "rows": rows["total"],
+                **{key: rows[key] for key in ("trained", "held_out", "bad", "cut")},
+            }
+        ],
+        "base_model": job["config"]["base_model"],
+        "base_model_fingerprint": job["base_model_files"],
+        "config": job["config"],
+        "libraries": outcome["libraries"],
+    }
+    return add_version(paths, number, output, metadata, "link")
+
+
+def finish_published_run(paths: Paths, record: Record, version: dict[str, Any]) -> None:
+    """The last step of a data file: to ``completed/``, and its run's checkpoints away."""
+    finish(paths, record.name, "completed", version=version["id"], rows=version["data"][0]["rows"])
+    remove_continuation(paths.run(run_of(record)))
+
+
+def back_up_version(paths: Paths, version_id: str) -> dict[str, Any]:
+    """Make the second copy of a version, as what ``current_model/`` was; return the backup's metadata."""
+    with open_store(paths, f"backing up {version_id}"):
+        return add_backup(
+            backups_folder(paths),
+            paths.version(version_id) / "model",
+            "current_model/",
+            "after_training",
+            None,
+            read_metadata(paths, version_id),
+        )
+
+
+def restore(paths: Paths, version_id: str, announce: Announce) -> Outcome:
+    """Make ``current_model/`` the version. What was there stays, as the retired tree or a version of its own.
+
+    Raises:
+        BusyError: a run trains.
+        OperationError: no such version, or it was removed.
+        IntegrityError: the version is damaged and no second copy heals it; ``current_model/`` is as before.
+    """
+    with open_store(paths, f"restoring {version_id}", announce):
+        _refuse_while_training(paths)
+        return _restore(paths, version_id, announce)
+
+
+def _restore(paths: Paths, version_id: str, announce: Announce) -> Outcome:
+    require_kept(paths, version_id)
+    head = read_head(paths)
+    condition = condition_of_live_model(paths, head)
+    if condition == "version" and head["version"] == version_id:
+        announce(f"current_model/ is {version_id}")
+        return Outcome(f"current_model/ was {version_id} already", None, version_id)
+    before = version_name(next_number(paths, head)) if condition == "changed" else head["version"]
+    restores = head["restores"]
+    if condition != "absent" or head["version"] is None:
+        restores = [*restores, {"at": version_id, "over": before}]
+    change_to(paths, head, version_id, "restore", announce, restores=restores)
+    undo = "model_versioner.py rollback" if restores != head["restores"] else None
+    return Outcome(f"restored {version_id} in place of {before or 'a fresh start'}", undo, version_id)
+
+
+def require_kept(paths: Paths, version_id: str) -> None:
+    """Raises OperationError if there is no such version or its model was removed."""
+    read_metadata(paths, version_id)
+    if not is_kept(paths, version_id):
+        raise OperationError(
+            f"the model of {version_id} is gone; only its metadata is kept", "choose another: model_versioner.py list"
+        )
+
+
+def copy_version(paths: Paths, version_id: str, target: Path) -> None:
+    """Put a checked, writable copy of a version into the new folder ``target``.
+
+    Raises:
+        OperationError: the target exists and is not empty.
+        IntegrityError: the version is damaged; the target is removed again.
+    """
+    require_kept(paths, version_id)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OperationError(f"{target} exists and is not empty", "name a new folder with --target")
+    if target.exists():
+        target.rmdir()
+    copy_tree(paths.version(version_id) / "model", target, file_mode=0o644, folder_mode=0o755, independent=False)
+    if problems := find_damage(target, read_metadata(paths, version_id)["files"]):
+        remove_tree(target)
+        raise IntegrityError(f"{version_id} is damaged: {problems[0]}", "backup_manager.py list shows its second copy")
+
+
+def rollback(paths: Paths, announce: Announce) -> Outcome:
+    """Undo the last change: an open run, else a change by hand, else the last training or restore.
+
+    Waits (announced) for a run that was asked to end.
+
+    Raises:
+        BusyError: a run trains that nobody asked to end.
+        OperationError: there is nothing to undo.
+        IntegrityError: the version to go back to is damaged beyond healing; nothing was changed.
+    """
+    _wait_for_run_to_rest(paths, announce)
+    record = processing(paths)
+    if record is not None and _is_held_in_memory(paths, record):
+        return _drop_held_run(paths, record, announce)
+    with open_store(paths, "rolling back", announce):
+        _refuse_while_training(paths)
+        record = processing(paths)
+        outcome = read_outcome(paths, run_of(record)) if record else None
+        if record is not None and (outcome is None or outcome["result"] != "completed"):
+            return _drop_open_run(paths, record, announce)
+    if record is not None:
+        # Completed, and its daemon died before it was published: that is finished first, then undone.
+        finish_published_run(paths, record, publish_run(paths, run_of(record), announce))
+    with open_store(paths, "rolling back", announce):
+        _refuse_while_training(paths)
+        return _go_back(paths, announce)
+
+
+def _drop_open_run(paths: Paths, record: Record, announce: Announce) -> Outcome:
+    reason = f"run {record.run_id} dropped by rollback"
+    drop_run(paths, run_of(record), reason)
+    finish(paths, record.name, "skipped", reason=reason, held_back=True)
+    return _describe_dropped_run(paths, record, announce)
+
+
+def _drop_held_run(paths: Paths, record: Record, announce: Announce) -> Outcome:
+    """The daemon holds the worker in memory, so the daemon has to drop the run."""
+    announce("the worker that is held in memory is asked to leave")
+    signal_id = signals.send(paths, "skip", reason="rollback")
+    ending = signals.wait_for_acknowledgement(paths, signal_id, ORPHAN_SECONDS)
+    if ending is None or ending.result != "done":
+        raise BusyError("the held run did not end", "training_controller.py stop, then this again")
+    return _describe_dropped_run(paths, record, announce)
+
+
+def _describe_dropped_run(paths: Paths, record: Record, announce: Announce) -> Outcome:
+    version = read_head(paths)["version"]
+    announce(f"current_model/ is {version or 'empty: a fresh start'}")
+    return Outcome(
+        f"dropped the run on {record.name}; the model is as before it, the file is in queue/skipped/",
+        f"training_queue.py retry {shlex.quote(record.name)}",
+        version,
+    )
+
+
+def _go_back(paths: Paths, announce: Announce) -> Outcome:
+    head = read_head(paths)
+    condition = condition_of_live_model(paths, head)
+    before = head["version"]
+    if before is None:
+        if condition == "changed":
+            raise OperationError(
+                "current_model/ has no version to go back to", "model_versioner.py create saves it as it is"
+            )
+        raise OperationError("there is nothing to undo: no model and no version", "model_versioner.py list")
+    if condition != "version":
+        adopted = version_name(next_number(paths, head)) if condition == "changed" else None
+        require_kept(paths, before)
+        change_to(paths, head, before, "rollback", announce)
+        what = "the change by hand" if adopted else "the removal of current_model/"
+        return Outcome(
+            f"undid {what}; current_model/ is {before} again",
+            f"model_versioner.py restore {adopted}" if adopted else None,
+            before,
+        )
+    target, restores = _before_last_change(paths, head, announce)
+    change_to(paths, head, target, "rollback", announce, restores=restores)
+    return Outcome(
+        f"went back from {before} to {target or 'a fresh start'}", f"model_versioner.py restore {before}", target
+    )
+
+
+def _before_last_change(
+    paths: Paths, head: dict[str, Any], announce: Announce
+) -> tuple[str | None, list[dict[str, Any]]]:
+    """The version to go back to, and the memory of restores as it is then."""
+    restores: list[dict[str, Any]] = head["restores"]
+    for index in reversed(range(len(restores))):
+        over = restores[index]["over"]
+        if restores[index]["at"] == head["version"] and (over is None or is_kept(paths, over)):
+            return over, restores[:index]
+    parent = read_metadata(paths, head["version"])["parent"]
+    for ancestor in lineage(paths, parent):
+        if is_kept(paths, ancestor["id"]):
+            if ancestor["id"] != parent:
+                announce(f"{parent} was removed; going back to its nearest kept ancestor {ancestor['id']}")
+            return str(ancestor["id"]), restores
+    return None, restores
+
+
+def _daemon_state(paths: Paths) -> str | None:
+    """What the living daemon is doing; None without one."""
+    if read_holder(paths.locks / "daemon.lock") is None:
+        return None
+    return str((read_json(paths.daemon_status) or {}).get("state", "starting"))
+
+
+def _refuse_while_training(paths: Paths) -> None:
+    """Raises BusyError while a run trains, or would go on by itself."""
+    state = _daemon_state(paths)
+    record = processing(paths)
+    if record is not None and state is not None and state not in AT_REST:
+        raise BusyError(f"the daemon trains on {record.name}", "training_controller.py stop, then this command again")
+
+
+def _is_held_in_memory(paths: Paths, record: Record) -> bool:
+    return _daemon_state(paths) == "paused" and worker_of(paths, run_of(record)) is not None
+
+
+def _wait_for_run_to_rest(paths: Paths, announce: Announce) -> None:
+    """Wait for a run that was asked to end, and for a worker whose daemon died.
+
+    Raises:
+        BusyError: a worker without a daemon does not end.
+    """
+
+    def asked_to_end() -> bool:
+        state = _daemon_state(paths)
+        return state is not None and (
+            state in ENDING
+            or paths.emergency_stop.exists()
+            or not {"stop", "skip", "pause"}.isdisjoint(signals.pending(paths))
+        )
+
+    if asked_to_end():
+        announce("waiting for the run that was asked to end")
+        while asked_to_end():
+            time.sleep(POLL_SECONDS)
+    record = processing(paths)
+    if record is not None and _daemon_state(paths) is None and worker_of(paths, run_of(record)) is not None:
+        _wait_for_orphan(paths, run_of(record), announce)
+
+
+def _wait_for_orphan(paths: Paths, run_id: str, announce: Announce) -> None:
+    announce("waiting for the worker of a daemon that died")
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while (worker := worker_of(paths, run_id)) is not None:
+        if time.monotonic() > deadline:
+            raise BusyError(
+                f"worker {worker.pid} of a daemon that died does not end",
+                f"look at runs/{run_id}/worker.log, then: kill {worker.pid}",
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def back_up(paths: Paths, source: Path, backup_type: BackupType, reason: str | None) -> dict[str, Any]:
+    """Make a backup of a folder or file; ``current_model/`` and versions are known as what they are.
+
+    Raises:
+        OperationError: it is empty, or lies in the backups itself.
+        IntegrityError: it changed while it was copied, or is damaged; no backup is made.
+    """
+    folder = backups_folder(paths)
+    if source == folder or folder in source.parents or source in folder.parents:
+        raise OperationError(f"{source} and the backups in {folder} contain each other", "back up one folder at a time")
+    with open_store(paths, f"backing up {source}"):
+        tree, version = source, None
+        if source == paths.current_model:
+            head = read_head(paths)
+            condition = condition_of_live_model(paths, head)
+            if condition == "absent":
+                raise OperationError("there is no model in current_model/", "model_versioner.py list")
+            version = head["version"] if condition == "version" else None
+        elif source.parent == paths.versions:
+            version, tree = source.name, source / "model"
+        name = f"{paths.relative(source)}{'/' if source.is_dir() else ''}"
+        metadata = read_metadata(paths, version) if version else None
+        return add_backup(folder, tree, name, backup_type, reason, metadata)
+
+
+def restore_backup(paths: Paths, backup_id: str, target: Path | None, announce: Announce) -> Outcome:
+    """Put a backup back where it came from, or into the new folder ``target``; nothing there is lost.
+
+    A backup of the model goes by way of its version, which is made again if it is gone; of anything else, what
+    stands in its place goes to the trash.
+
+    Raises:
+        BusyError: a run trains.
+        OperationError: no such backup, or the target exists.
+        IntegrityError: the backup is damaged; nothing was changed.
+    """
+    folder = backups_folder(paths)
+    metadata = read_backup(folder, backup_id)
+    tree = folder / backup_id / "model"
+    with open_store(paths, f"restoring {backup_id}", announce):
+        if problems := find_damage(tree, metadata["files"], from_disk=True):
+            raise IntegrityError(f"{backup_id} is damaged: {problems[0]}", "backup_manager.py list shows the others")
+        source = paths.base / metadata["source"].rstrip("/")
+        if target is not None:
+            if target.exists():
+                raise OperationError(f"{target} exists", "name a folder that does not exist yet")
+            put_copy(paths, metadata, tree, target)
+            return Outcome(f"copied {backup_id} to {target}", None, None)
+        if source == paths.current_model:
+            return _restore_model_backup(paths, metadata, tree, announce)
+        if source.parent == paths.versions:
+            if is_kept(paths, metadata["version"]):
+                raise OperationError(
+                    f"{metadata['version']} is there already", f"model_versioner.py restore {metadata['version']}"
+                )
+            put_version_back(paths, metadata["version_metadata"], tree)
+            return Outcome(f"put {metadata['version']} back from {backup_id}", None, metadata["version"])
+        put_copy(paths, metadata, tree, source)
+        return Outcome(
+            f"put {paths.relative(source)} back from {backup_id}; what was there is in models/trash/", None, None
+        )
+
+
+def _restore_model_backup(paths: Paths, metadata: dict[str, Any], tree: Path, announce: Announce) -> Outcome:
+    _refuse_while_training(paths)
+    version = metadata["version"]
+    if version is None:
+        head = read_head(paths)
+        known = {"version": head["version"]}
+        what = changed_by_hand_metadata(paths, known, f"restored from {metadata['id']}", "snapshot")
+        version = add_version(paths, next_number(paths, head), tree, what, "copy")["id"]
+    elif not is_kept(paths, version):
+        put_version_back(paths, metadata["version_metadata"], tree)
+        announce(f"{version} was gone; made again from {metadata['id']}")
+    return _restore(paths, version, announce)
+
+
+def put_copy(paths: Paths, metadata: dict[str, Any], tree: Path, target: Path) -> None:
+    """Put a backup's tree, or its single file, at ``target`` in one step; what was there goes to the trash."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage = target.with_name(f"{STAGE_PREFIX}{metadata['id']}")
+    if stage.exists():
+        remove_tree(stage)
+    copy_tree(tree, stage, file_mode=LIVE_FILE_MODE, folder_mode=LIVE_FOLDER_MODE, independent=False)
+    complete = stage / tree_file(metadata) if metadata["single_file"] else stage
+    if target.exists():
+        discard(paths, target)
+    rename_noreplace(complete, target)
+    if stage.exists():
+        remove_tree(stage)
+    fsync_folder(target.parent)
+
+
+def tree_file(metadata: dict[str, Any]) -> str:
+    """The name of the only file of a single-file backup."""
+    return str(metadata["files"][0]["path"])

@@ -1,0 +1,319 @@
+#!/usr/bin/env python3
+"""Stop, pause, resume or skip the training at its next step, and look after the config.
+
+$ python3 training_controller.py pause --reason "need the GPU" --wait 60
+paused
+$ python3 training_controller.py resume
+resume requested
+"""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+    from guardrails.bootstrap import enter_venv
+
+    enter_venv()
+
+import json
+from typing import Any
+
+import click
+
+from guardrails import config_lock, signals
+from guardrails.change import open_store
+from guardrails.cli import Invocation, common_options, pass_invocation, print_json, run, show_name, version_option
+from guardrails.config import (
+    LOCKED_KEYS,
+    Config,
+    check_config,
+    load_config,
+    nearest_key_hint,
+    parse_config,
+    read_config_text,
+    set_config_value,
+)
+from guardrails.errors import ConfigError, ConfigLockError, OperationError
+from guardrails.locks import read_holder
+from guardrails.paths import Paths
+from guardrails.preflight import check_before_training
+from guardrails.queue_records import counts
+from guardrails.state_io import read_json, write_json
+
+DONE = {"stop": "stopped", "pause": "paused", "resume": "resumed", "skip": "skipped"}
+
+
+def describe(paths: Paths) -> dict[str, Any]:
+    """What the daemon and its run do now, and which signals wait."""
+    holder = read_holder(paths.locks / "daemon.lock")
+    daemon = read_json(paths.daemon_status) or {}
+    progress = read_json(paths.training_status) or {}
+    keys = (
+        "status",
+        "phase",
+        "run_id",
+        "data_name",
+        "current_step",
+        "run_step",
+        "run_total_steps",
+        "loss",
+        "eta_seconds",
+    )
+    return {
+        "daemon_running": holder is not None,
+        "pid": holder.pid if holder else None,
+        "state": daemon.get("state", "starting") if holder else "stopped",
+        "reason": daemon.get("reason"),
+        "training": {key: progress.get(key) for key in keys},
+        "pending_signals": signals.pending(paths),
+        "emergency_stop": paths.emergency_stop.exists(),
+        "queue": counts(paths),
+    }
+
+
+def parse_value(text: str) -> object:
+    """A value from the command line: JSON where it is JSON, else a string."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def find_violations(paths: Paths, config: Config) -> list[tuple[str, object, object]]:
+    """Locked keys whose value was changed, with old and new; the base model's bytes count as base_model."""
+    lock = read_json(paths.config_lock)
+    if lock is None:
+        return []
+    now = config_lock.locked_values(config)
+    changed: list[tuple[str, object, object]] = [
+        (key, lock["locked"][key], now[key]) for key in LOCKED_KEYS if lock["locked"][key] != now[key]
+    ]
+    if not any(key == "base_model" for key, _, _ in changed):
+        new = config_lock.fingerprint_base_model(paths, config_lock.base_model_folder(paths, config))
+        old = lock["base_model_fingerprint"]
+        if old["blake3"] != new["blake3"]:
+            changed.append(
+                (
+                    "base_model",
+                    old["blake3"][:12],
+                    f"{new['blake3'][:12]} ({config_lock.describe_difference(old, new)})",
+                )
+            )
+    return changed
+
+
+def confirm_by_name(key: str, old: object, new: object) -> None:
+    """Returns only when a person typed the key's name on a terminal.
+
+    Raises:
+        ConfigLockError: there is no terminal, or something else was typed; nothing was changed.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ConfigLockError(
+            f"{key} is locked: {json.dumps(old)} stays, {json.dumps(new)} needs a person's approval",
+            "run this command yourself on a terminal and type the key's name",
+        )
+    click.echo(f"{key} is locked.\n  old: {json.dumps(old)}\n  new: {json.dumps(new)}", err=True)
+    if click.prompt(f"Type {key} to change it", default="", show_default=False, err=True) != key:
+        raise ConfigLockError(
+            f"{key} stays as it is: its name was not typed", "run the command again if you want the change"
+        )
+
+
+def move_lock(paths: Paths, approved_by: str) -> None:
+    """Lock the values and the base model as they are now."""
+    preflight = load_config(paths)
+    fingerprint = config_lock.fingerprint_base_model(paths, config_lock.base_model_folder(paths, preflight))
+    write_json(paths.config_lock, config_lock.make_lock(preflight, fingerprint, approved_by))
+
+
+@click.group(help=__doc__.split("\n\n", maxsplit=1)[0])
+@common_options
+@version_option
+def main() -> None:
+    pass
+
+
+def send_signal(
+    invocation: Invocation, action: str, reason: str | None, wait: float | None, hold: bool = False
+) -> None:
+    """Send a signal, wait for its acknowledgement if asked to, and say what came of it.
+
+    Raises:
+        OperationError: no daemon, nothing to do, or not acknowledged in time.
+    """
+    paths = invocation.paths
+    signal_id = signals.send(paths, action, reason=reason, hold=hold)
+    report: dict[str, Any] = {"id": signal_id, "action": action, "result": "requested", "detail": None}
+    if wait is not None:
+        ending = signals.wait_for_acknowledgement(paths, signal_id, wait)
+        if ending is None:
+            raise OperationError(
+                f"{action} was not acknowledged within {wait:g} s",
+                "training_controller.py status shows what is under way",
+            )
+        if ending.result != "done":
+            raise OperationError(
+                f"{action}: {ending.result.replace('_', ' ')}{f', {ending.detail}' if ending.detail else ''}",
+                "training_controller.py status shows what is under way",
+            )
+        report.update(result=ending.result, detail=ending.detail)
+    if invocation.as_json:
+        print_json(report)
+    else:
+        click.echo(DONE[action] if wait is not None else f"{action} requested")
+
+
+reason_option = click.option("--reason", metavar="TEXT", help="Why, for the log and the reports.")
+wait_option = click.option(
+    "--wait", type=click.FloatRange(min=0), metavar="SECONDS", help="Wait for the acknowledgement; exit 1 without."
+)
+
+
+@main.command(help="Save a checkpoint at the next step and end the daemon; its next start goes on from there.")
+@reason_option
+@wait_option
+@common_options
+@pass_invocation
+def stop(invocation: Invocation, reason: str | None, wait: float | None) -> None:
+    send_signal(invocation, "stop", reason, wait)
+
+
+@main.command(help="Save a checkpoint at the next step, free the GPU and hold the queue until resume.")
+@click.option("--hold", is_flag=True, help="Keep the worker and its model in memory.")
+@reason_option
+@wait_option
+@common_options
+@pass_invocation
+def pause(invocation: Invocation, hold: bool, reason: str | None, wait: float | None) -> None:
+    send_signal(invocation, "pause", reason, wait, hold)
+
+
+@main.command(help="Go on from the step of the pause.")
+@reason_option
+@wait_option
+@common_options
+@pass_invocation
+def resume(invocation: Invocation, reason: str | None, wait: float | None) -> None:
+    send_signal(invocation, "resume", reason, wait)
+
+
+@main.command(help="Drop the run; the model stays as before the file, the file goes to queue/skipped/.")
+@reason_option
+@wait_option
+@common_options
+@pass_invocation
+def skip(invocation: Invocation, reason: str | None, wait: float | None) -> None:
+    send_signal(invocation, "skip", reason, wait)
+
+
+@main.command(help="Show what the daemon does and which signals wait.")
+@common_options
+@pass_invocation
+def status(invocation: Invocation) -> None:
+    report = describe(invocation.paths)
+    if invocation.as_json:
+        print_json(report)
+        return
+    training = report["training"]
+    click.echo(f"Daemon: {report['state']}{f' (process {report['pid']})' if report['pid'] else ''}")
+    if report["reason"]:
+        click.echo(f"Reason: {show_name(report['reason'])}")
+    if training["data_name"]:
+        click.echo(f"File: {show_name(training['data_name'])}, run {training['run_id']}")
+        click.echo(
+            f"Step: {training['run_step']} of {training['run_total_steps']} ({training['phase'] or training['status']})"
+        )
+    click.echo(f"Signals: {', '.join(report['pending_signals']) or 'none'}")
+    click.echo("Queue: " + ", ".join(f"{count} {state}" for state, count in report["queue"].items()))
+
+
+@main.command(help="Remove signals that wait and were not taken up.")
+@common_options
+@pass_invocation
+def clear(invocation: Invocation) -> None:
+    removed = [signal.action for signal in signals.clear(invocation.paths)]
+    if invocation.as_json:
+        print_json({"removed": removed})
+    else:
+        click.echo(f"removed {', '.join(removed)}" if removed else "no signal was waiting")
+
+
+@main.group(help="Show, check and change config.json; approve a changed locked value.")
+@common_options
+def config() -> None:
+    pass
+
+
+@config.command("show", help="Print the settings with their defaults filled in.")
+@common_options
+@pass_invocation
+def config_show(invocation: Invocation) -> None:
+    settings = load_config(invocation.paths).model_dump()
+    if invocation.as_json:
+        print_json(settings)
+        return
+    for key, value in settings.items():
+        click.echo(f"{key}: {json.dumps(value)}{'  (locked)' if key in LOCKED_KEYS else ''}")
+
+
+@config.command("check", help="Run the pre-flight that comes before each file.")
+@common_options
+@pass_invocation
+def config_check(invocation: Invocation) -> None:
+    result = check_before_training(invocation.paths)
+    if invocation.as_json:
+        print_json({"ok": True, "locked": result.is_locked, "base_model_fingerprint": result.fingerprint["blake3"]})
+    else:
+        click.echo(f"config.json is right{', and as locked' if result.is_locked else '; nothing is locked yet'}")
+
+
+@config.command("set", help="Change one value and leave the rest of the file as it stands.")
+@click.argument("key")
+@click.argument("value")
+@common_options
+@pass_invocation
+def config_set(invocation: Invocation, key: str, value: str) -> None:
+    paths, new = invocation.paths, parse_value(value)
+    if key not in Config.model_fields:
+        raise ConfigError(f'unknown key "{key}"', nearest_key_hint(key))
+    settings = parse_config(read_config_text(paths), paths.config)
+    old = settings.get(key, Config().model_dump()[key])
+    check_config({**settings, key: new}, paths.config)
+    with open_store(paths, f"setting {key}"):
+        lock = read_json(paths.config_lock)
+        locked = lock["locked"] if lock else {}
+        if key in locked and locked[key] != new:
+            confirm_by_name(key, locked[key], new)
+        set_config_value(paths, key, new)
+        if key in locked and locked[key] != new:
+            move_lock(paths, "a person, by config set")
+    if invocation.as_json:
+        print_json({"key": key, "old": old, "new": new})
+    else:
+        click.echo(f"{key}: {json.dumps(old)} -> {json.dumps(new)}")
+
+
+@config.command("approve", help="Accept locked values, or a base model, that were changed; asks a person.")
+@common_options
+@pass_invocation
+def config_approve(invocation: Invocation) -> None:
+    paths = invocation.paths
+    with open_store(paths, "approving"):
+        changed = find_violations(paths, load_config(paths))
+        for key, old, new in changed:
+            confirm_by_name(key, old, new)
+        if changed:
+            move_lock(paths, "a person, by config approve")
+    report = [{"key": key, "old": old, "new": new} for key, old, new in changed]
+    if invocation.as_json:
+        print_json({"approved": report})
+    else:
+        click.echo(
+            f"approved {', '.join(key for key, _, _ in changed)}" if changed else "nothing differs from the lock"
+        )
+
+
+if __name__ == "__main__":
+    run(main)
