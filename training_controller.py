@@ -217,7 +217,8 @@ def status(invocation: Invocation) -> None:
         print_json(report)
         return
     training = report["training"]
-    click.echo(f"Daemon: {report['state']}{f' (process {report['pid']})' if report['pid'] else ''}")
+    process = f" (process {report['pid']})" if report["pid"] else ""
+    click.echo(f"Daemon: {report['state']}{process}")
     if report["reason"]:
         click.echo(f"Reason: {show_name(report['reason'])}")
     if training["data_name"]:

@@ -33,7 +33,7 @@ TINY_MODEL = "base_models/tiny"
 TINY_SETTINGS = {
     "model_name": "tiny",
     "base_model": TINY_MODEL,
-    "max_length": 512,
+    "max_length": 2048,
     "batch_size": 4,
     "gradient_accumulation": 2,
     "learning_rate": 5e-3,

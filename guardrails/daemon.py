@@ -435,7 +435,7 @@ class Daemon:
             if found is not None and found.action == "resume":
                 if is_held and obeyed is not None:
                     worker.request("resume")
-                    is_held, obeyed = False, None
+                    is_held, self.paused, obeyed = False, False, None
                     self._publish_state("training", record)
                 self._acknowledge(found, "done" if obeyed is None else "nothing_to_do")
             elif found is not None and (obeyed is None or is_stronger(found, obeyed)):
@@ -443,7 +443,7 @@ class Daemon:
                 self._publish_state("stopping", record, reason=found.reason)
                 worker.request(self._request_for(found))
             if obeyed is not None and obeyed.hold and not is_held and self._progress().get("phase") == "held":
-                is_held = True
+                is_held = self.paused = True
                 self._publish_state("paused", record, reason=obeyed.reason)
                 self._acknowledge(obeyed, "done", record.name)
             if not is_held and worker.silent_seconds() > (GRACE_SECONDS if obeyed else HANG_SECONDS):

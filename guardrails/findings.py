@@ -11,7 +11,17 @@ import re
 from collections.abc import Iterator
 
 from guardrails.paths import CODE_DIR
-from guardrails.state import GIB, Facts, SavedTree, has_adapter, is_folder, text, timestamp, training_steps
+from guardrails.state import (
+    GIB,
+    LOCKED_DEFAULTS,
+    Facts,
+    SavedTree,
+    has_adapter,
+    is_folder,
+    text,
+    timestamp,
+    training_steps,
+)
 from guardrails.state_io import format_utc
 
 # Worst first, and within a severity in the guide's order.
@@ -85,6 +95,8 @@ def quote(argument: str) -> str:
 def _model(facts: Facts) -> Iterator[Finding]:
     head, signature = facts.head_version, facts.model_signature
     create = command(facts, "model_versioner.py", "create")
+    if not facts.model_settled:
+        return
     if signature is None:
         wanted = facts.head.get("version")
         if wanted is None:
@@ -112,19 +124,27 @@ def _model(facts: Facts) -> Iterator[Finding]:
             message += f": {facts.head['version']}, which it came from, was removed"
         yield Finding("model-unsaved", "model", "warning", message, create)
     elif facts.head.get("signature") != signature:
-        message = f"current_model/ was changed since it was saved as {head.id}: {describe_change(facts)}"
+        changed, touched = compare_with_head(facts)
+        verb = "was changed" if changed else "may have changed"
+        message = f"current_model/ {verb} since it was saved as {head.id}: {first_of(changed + touched)}"
         yield Finding("model-changed", "model", "warning", message, create)
 
 
-def describe_change(facts: Facts) -> str:
-    """The first file in which ``current_model/`` differs from its signature, in words."""
+def compare_with_head(facts: Facts) -> tuple[list[str], list[str]]:
+    """What in ``current_model/`` differs for sure from when it was last known to equal its version, and what may."""
     recorded = facts.head.get("signature")
     old = recorded if isinstance(recorded, dict) else {}
     new = facts.model_signature or {}
-    changes = [f"{name} is missing" for name in sorted(old.keys() - new.keys())]
-    changes += [f"{name} is new" for name in sorted(new.keys() - old.keys())]
-    changes += [f"{name} was written to" for name in sorted(old.keys() & new.keys()) if old[name] != new[name]]
-    return first_of(changes)
+    changed = [f"{name} is missing" for name in sorted(old.keys() - new.keys())]
+    changed += [f"{name} is new" for name in sorted(new.keys() - old.keys())]
+    touched = []
+    for name in sorted(old.keys() & new.keys()):
+        size = old[name][0] if isinstance(old[name], list) and old[name] else None
+        if new[name][0] != size:
+            changed.append(f"{name} has {new[name][0]} bytes instead of {size}")
+        elif new[name] != old[name]:
+            touched.append(f"{name} was touched")
+    return changed, touched
 
 
 def first_of(problems: list[str]) -> str:
@@ -148,7 +168,9 @@ def _changes(facts: Facts) -> Iterator[Finding]:
 
 def is_under_way(facts: Facts) -> bool:
     """Whether a living process is at work on ``current_model/`` and the versions."""
-    return facts.store_holder is not None or (facts.daemon_running and facts.daemon.get("state") == "publishing")
+    if facts.store_holder is not None or not facts.model_settled:
+        return True
+    return facts.daemon_running and facts.daemon.get("state") == "publishing"
 
 
 def _config(facts: Facts) -> Iterator[Finding]:
@@ -165,13 +187,19 @@ def _config(facts: Facts) -> Iterator[Finding]:
         hint = command(facts, "training_controller.py", "config", "set", "base_model", "/path/to/model")
         message = "base_model is not set: nothing can be trained"
         yield Finding("config-no-base-model", "config", "warning", message, hint)
-    locked = facts.lock.get("locked")
-    for key, old in (locked if isinstance(locked, dict) else {}).items():
+    locked = locked_values(facts)
+    for key in LOCKED_DEFAULTS:
         new = facts.config.get(key)
-        if new != old or isinstance(new, bool) != isinstance(old, bool):
-            message = f"locked {text(key)} was changed from {show(old)} to {show(new)}"
-            hint = command(facts, "training_controller.py", "config", "set", key, show(old))
+        if key in locked and new != locked[key]:
+            message = f"locked {key} was changed from {show(locked[key])} to {show(new)}"
+            hint = command(facts, "training_controller.py", "config", "set", key, show(locked[key]))
             yield Finding(f"config-lock-changed:{key}", "config", "critical", message, hint)
+
+
+def locked_values(facts: Facts) -> dict[str, object]:
+    """What the config lock holds; empty without one."""
+    locked = facts.lock.get("locked")
+    return locked if isinstance(locked, dict) else {}
 
 
 def show(value: object) -> str:
@@ -193,6 +221,8 @@ def _base_model(facts: Facts) -> Iterator[Finding]:
         if facts.paths.relative(folder) not in facts.unreadable:
             message = f"base model is missing: {folder} holds no model"
             yield Finding("base-model-missing", "config", "critical", message, check)
+        return
+    if locked_values(facts).get("base_model") != facts.config.get("base_model"):
         return
     changed, touched = compare_base_model(facts)
     if changed:
@@ -223,7 +253,7 @@ def compare_base_model(facts: Facts) -> tuple[list[str], list[str]]:
             changed.append(f"{path} has {present[path][0]} bytes instead of {size}")
         elif isinstance(known, dict):
             if known.get("stat") != present[path]:
-                touched.append(f"{path} was written to")
+                touched.append(f"{path} was touched")
             elif known.get("blake3") != locked[path].get("blake3"):
                 changed.append(f"{path} has other bytes")
     return changed, touched

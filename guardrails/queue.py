@@ -63,7 +63,7 @@ def claim(paths: Paths, name: str, run_id: str) -> Record:
         other = processing(paths)
         if other is not None:
             raise OperationError(f"run {other.run_id} of {other.name} is open", "finish it first")
-        record.run_id, record.reason, record.version = run_id, None, None
+        record.run_id, record.reason, record.version, record.attempt_step = run_id, None, None, 0
         return _write_then_move(paths, record, "processing", "started", run_id)
 
 

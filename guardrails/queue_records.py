@@ -137,7 +137,7 @@ def as_found(record: Record, state: str) -> Record:
         found.run_id = None
         if before in ENDED:
             # Put back by hand, or by a retry that was killed: a person wants it trained.
-            found = replace(found, attempts=0, force=True, held_back=False, reason=None, version=None)
+            found = replace(found, attempts=0, attempt_step=0, force=True, held_back=False, reason=None, version=None)
     elif state in ENDED and before not in ENDED:
         found.reason = f"moved here by hand from {before}"
     return found

@@ -93,6 +93,8 @@ class Facts:
         self.head_known = True
         self.model_signature: Signature | None = None
         self.trainer_steps = 0
+        # False while a change goes on so fast that head and folder were never seen at one moment
+        self.model_settled = True
 
         self.intent: Json | None = None
         self.store_holder: str | None = None
@@ -139,6 +141,15 @@ class Facts:
     def head_version(self) -> SavedTree | None:
         """The version that ``current_model/`` came from, if it is known and still there."""
         return self.version(self.head.get("version"))
+
+    @property
+    def head_metadata(self) -> Json:
+        """What is known of the version that ``current_model/`` is, from its second copy if its own record is lost."""
+        head = self.head_version
+        if head is None or head.metadata:
+            return head.metadata if head else {}
+        records = (b.metadata.get("version_metadata") for b in self.backups if b.metadata.get("version") == head.id)
+        return next((record for record in records if isinstance(record, dict)), {})
 
     @property
     def kept_versions(self) -> list[SavedTree]:
@@ -192,13 +203,13 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
     return stat.S_ISDIR(_status(path)[0])
 
 
-def _status(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Mode and inode, links followed; zeros for whatever cannot be looked at."""
+def _status(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """Mode, inode and mtime_ns, links followed; zeros for whatever cannot be looked at."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
-        return 0, 0
-    return status.st_mode, status.st_ino
+        return 0, 0, 0
+    return status.st_mode, status.st_ino, status.st_mtime_ns
 
 
 def list_sizes(root: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:
@@ -351,8 +362,11 @@ def compare_sizes(present: dict[str, tuple[int, int]], files: object) -> list[st
 def _read_current_model(facts: Facts) -> None:
     """``current_model/`` and what is known about it, as of one moment between two changes of it."""
     paths = facts.paths
+    # A change holds the store lock as long as its intent stands, so an intent that is the same before and after
+    # nobody was seen holding the lock has lost its process.
+    watched = (paths.current_model, paths.head, paths.intent)
     for _ in range(LOOKS):
-        before = _status(paths.current_model)[1], _status(paths.head)[1]
+        before = [_status(path) for path in watched]
         facts.head = facts.read(paths.head) or {}
         facts.head_known = paths.relative(paths.head) not in facts.unreadable
         facts.intent = facts.read(paths.intent)
@@ -362,14 +376,12 @@ def _read_current_model(facts: Facts) -> None:
             facts.model_signature = take_signature(paths.current_model)
         except (FileNotFoundError, NotADirectoryError):
             facts.model_signature = None
-            settled = not is_folder(paths.current_model)
         except OSError as error:
             facts.note_unreadable(paths.current_model, error)
             facts.model_signature = {}
-            settled = True
-        else:
-            settled = True
-        if settled and before == (_status(paths.current_model)[1], _status(paths.head)[1]):
+        vanished = facts.model_signature is None and is_folder(paths.current_model)
+        facts.model_settled = not vanished and before == [_status(path) for path in watched]
+        if facts.model_settled:
             break
     if facts.model_signature and "trainer_state.json" in facts.model_signature:
         facts.trainer_steps = integer(_read_lightly(paths.current_model / "trainer_state.json").get("global_step"))
@@ -450,8 +462,8 @@ def training_steps(facts: Facts) -> int:
     """Steps of all time in ``current_model/``: from its version, else from the Trainer's own record in it."""
     if facts.model_signature is None:
         return 0
-    head = facts.head_version
-    return integer(head.metadata.get("training_steps")) if head and head.metadata else facts.trainer_steps
+    known = facts.head_metadata
+    return integer(known.get("training_steps")) if known else facts.trainer_steps
 
 
 def true_status(facts: Facts) -> str:

@@ -184,10 +184,10 @@ def _training_status(facts: Facts) -> Json:
     said = facts.training
     status = true_status(facts)
     current_step, evaluations = integer(said.get("current_step")), integer(said.get("total_evals"))
-    head = facts.head_version
-    if status == "idle" and head is not None and head.metadata:
+    known = facts.head_metadata
+    if status == "idle" and known:
         # Between runs the model is where training stands; the file may be older than a rollback.
-        current_step, evaluations = training_steps(facts), integer(head.metadata.get("total_evals"))
+        current_step, evaluations = training_steps(facts), integer(known.get("total_evals"))
     return {
         "status": status,
         "current_step": current_step,

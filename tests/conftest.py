@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from guardrails.locks import FileLock
 from guardrails.paths import CODE_DIR
+from tests.box import Box
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +26,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 [sys.executable, "-m", "guardrails.training.tiny_model", str(model)], cwd=CODE_DIR, check=True
             )
     return model
+
+
+@pytest.fixture
+def box(tmp_path: Path, tiny_model: Path) -> Iterator[Box]:
+    """A base dir of the test's own; whatever still runs on it ends with the test."""
+    box = Box(tmp_path / "base", tiny_model)
+    yield box
+    box.close()

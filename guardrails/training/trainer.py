@@ -105,15 +105,6 @@ class StopRequest:
             return "stop"
         return action if action in ("hold", "skip", "resume") else "stop"
 
-    def wait_in_hold(self) -> bool:
-        """Wait for the end of a hold: True to train on, False to leave."""
-        while not self.received:
-            if self.action() == "resume":
-                self.take_resume()
-                return True
-            time.sleep(HOLD_POLL_SECONDS)
-        return False
-
     def take_resume(self) -> None:
         """Remember that this resume was carried out, and forget the signal."""
         self.resumed = self._identity()
@@ -360,8 +351,12 @@ class RunCallback(TrainerCallback):
             raise Interrupted
         self.request.received = False
         self.status.show_phase("held", "paused")
-        if not self.request.wait_in_hold():
-            raise Interrupted
+        while self.request.action() != "resume":
+            if self.request.received:
+                raise Interrupted
+            time.sleep(HOLD_POLL_SECONDS)
+            self.status.refresh()
+        self.request.take_resume()
         self.last_step_end = time.monotonic()
         self.status.show_phase("training")
 

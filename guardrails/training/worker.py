@@ -224,10 +224,10 @@ class Run:
         if is_out_of_memory(failure):
             hint = "make batch_size smaller and gradient_accumulation larger, or max_length smaller"
             return RunError("out_of_memory", f"out of memory: {message}", hint)
-        if self.status.document["phase"] == "loading":
-            hint = f"check that {self.job.base_model} holds a whole model; the traceback is in {self.folder / 'worker.log'}"
-            return RunError("bad_model", f"the model cannot be loaded: {type(failure).__name__}: {message}", hint)
         hint = f"the traceback is in {self.folder / 'worker.log'}"
+        if self.status.document["phase"] == "loading":
+            hint = f"check that {self.job.base_model} holds a whole model; {hint}"
+            return RunError("bad_model", f"the model cannot be loaded: {type(failure).__name__}: {message}", hint)
         return RunError("error", f"{type(failure).__name__}: {message}", hint)
 
 
@@ -268,16 +268,10 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_MEMORY_WORDS)
 
 
-def follow_daemon() -> int | None:
-    """End with the daemon named in the environment, even if it is killed; its pid, None when run by hand."""
-    value = os.environ.get(DAEMON_PID)
-    if value is None:
-        return None
+def follow_daemon(pid: int) -> bool:
+    """Make the kernel send SIGTERM when the daemon dies, even of SIGKILL; False if it is gone already."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    # It may have died before the call.
-    if os.getppid() != int(value):
-        sys.exit(0)
-    return int(value)
+    return os.getppid() == pid
 
 
 def open_log(path: Path) -> None:
@@ -303,7 +297,10 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    daemon_pid = follow_daemon()
+    value = os.environ.get(DAEMON_PID)
+    daemon_pid = int(value) if value else None
+    if daemon_pid is not None and not follow_daemon(daemon_pid):
+        return 0
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         print("usage: python -m guardrails.training.worker RUN_DIR", file=sys.stderr)
         return 2

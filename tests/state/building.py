@@ -11,11 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from guardrails.filesystem import exchange
 from guardrails.locks import FileLock
 from guardrails.manifest import hash_file, make_manifest, total_size
 from guardrails.paths import CODE_DIR, Paths
 from guardrails.signature import take_model_signature, take_signature
-from guardrails.state_io import format_utc
+from guardrails.state_document import update_document
+from guardrails.state_io import format_utc, read_json, write_json
 
 Json = dict[str, Any]
 SCRIPT = CODE_DIR / "state_tracker.py"
@@ -106,6 +108,7 @@ class BaseDir:
                 "type": "after_training",
                 "source": "current_model/",
                 "version": version,
+                "version_metadata": read_json(self.paths.version(version) / "metadata.json"),
                 "files": make_manifest(target / "model"),
                 "verified_at": format_utc(time.time()),
             },
@@ -145,6 +148,28 @@ class BaseDir:
         }
         self.write("status/training_status.json", {**document, **values})
 
+    def status_said_atomically(self, status: str, **values: object) -> None:
+        document = {"schema_version": 1, "status": status, "run_id": None, **values}
+        write_json(self.paths.training_status, document)
+
+    def version_by_rename(self, number: int) -> None:
+        """A version as the versioner makes it: complete before its name exists."""
+        other = BaseDir(self.base / ".other")
+        complete = other.version(number)
+        complete.rename(self.paths.version(complete.name))
+
+    def publish_by_exchange(self, version: str) -> None:
+        """``current_model/`` becomes ``version`` as ``guardrails.change`` does it."""
+        with self.held(".locks/store.lock", "publish"):
+            stage = self.paths.models / f".stage-{version}"
+            shutil.copytree(self.paths.version(version) / "model", stage)
+            write_json(self.paths.intent, {"schema_version": 1, "operation": "publish"})
+            exchange(stage, self.paths.current_model)
+            signature = take_signature(self.paths.current_model)
+            write_json(self.paths.head, {"schema_version": 1, "version": version, "signature": signature})
+            self.paths.intent.unlink()
+            shutil.rmtree(stage)
+
     def processing(self, name: str = "math.jsonl") -> None:
         (self.paths.queue_folder("processing") / name).write_text("{}\n")
 
@@ -157,21 +182,13 @@ class BaseDir:
     def daemon(self) -> Any:
         return self.held(".locks/daemon.lock", "training daemon")
 
-    def report(self, *options: str, **settings: Any) -> Json:
-        """The document that ``--json`` prints."""
-        result = run_tracker(self.base, "--json", *options, **settings)
-        assert result.returncode == 0, result.stderr
-        return dict(json.loads(result.stdout))
+    def report(self, now: float | None = None) -> Json:
+        """A fresh document, also written to ``.system_state.json``."""
+        return update_document(self.paths, now)
 
-    def finding(self, identifier: str) -> Json:
-        """The finding with ``identifier`` in a fresh report."""
-        details = self.report()["warning_details"]
-        found = [detail for detail in details if detail["id"] == identifier]
-        assert len(found) == 1, details
-        return dict(found[0])
-
-    def finding_ids(self) -> list[str]:
-        return [detail["id"] for detail in self.report()["warning_details"]]
+    def findings(self) -> dict[str, Json]:
+        """The findings of a fresh report by id."""
+        return {detail["id"]: detail for detail in self.report()["warning_details"]}
 
 
 def healthy(base: Path, versions: int = 2) -> BaseDir:

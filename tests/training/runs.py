@@ -3,6 +3,7 @@
 import json
 import os
 import selectors
+import shutil
 import subprocess
 import sys
 import time
@@ -65,6 +66,13 @@ class RunFolder:
         }
         self.job = {**job, **settings}
         (path / "job.json").write_text(json.dumps(self.job))
+
+    def copy(self, path: Path) -> "RunFolder":
+        """A copy that can be trained on: job.json, and so the checkpoints' claim to it, stays the same."""
+        shutil.copytree(self.path, path)
+        copied = object.__new__(RunFolder)
+        copied.__dict__ |= {**self.__dict__, "path": path}
+        return copied
 
     def request(self, action: str) -> None:
         temporary = self.path / "request.tmp"

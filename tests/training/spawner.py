@@ -42,16 +42,16 @@ def main() -> None:
             os.environ.update(command["environment"])  # type: ignore[call-overload]
             sys.argv = ["worker", str(command["run"])]
             code = worker.main()
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the fork must never get into the loop below
             traceback.print_exc()
         finally:
             sys.stdout.flush()
             os._exit(code)
 
     selector = selectors.DefaultSelector()
-    selector.register(sys.stdin, selectors.EVENT_READ)
+    selector.register(0, selectors.EVENT_READ)
     selector.register(wake, selectors.EVENT_READ)
-    answer(ready=os.getpid())
+    unread = b""
     while True:
         for key, _ in selector.select():
             if key.fd == wake:
@@ -65,10 +65,12 @@ def main() -> None:
                         break
                     answer(pid=pid, code=os.waitstatus_to_exitcode(status))
             else:
-                line = sys.stdin.buffer.raw.readline()  # type: ignore[attr-defined]
-                if not line:
+                chunk = os.read(0, 65536)
+                if not chunk:
                     return
-                start(json.loads(line))
+                *lines, unread = (unread + chunk).split(b"\n")
+                for line in lines:
+                    start(json.loads(line))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,97 @@
+"""Other processes for tests: unprivileged ones, and ones that are killed or failed at a given system call."""
+
+import functools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import blake3
+import pytest
+
+from guardrails.paths import CODE_DIR
+
+UNPRIVILEGED = "nobody"
+SITE_PACKAGES = Path(blake3.__file__).parent.parent
+# Calls that change what is on the disk, or make it durable.
+CHANGING_CALLS = ("rename", "renameat2", "link", "linkat", "unlink", "unlinkat", "mkdir", "fsync", "write", "ftruncate")
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Return as soon as the condition holds; fail after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "gave up waiting"
+        time.sleep(0.01)
+
+
+def run_python(code: str, *arguments: str | Path, under: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Run ``code`` in a fresh process with the toolkit importable, started by the command ``under``."""
+    command = [*under, sys.executable, "-c", code, *map(str, arguments)]
+    # Without bytecode caches no process writes any, so that system calls count the same in each.
+    environment = {**os.environ, "PYTHONPATH": str(CODE_DIR), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+
+
+@functools.cache
+def _python_for_all() -> str | None:
+    """A Python that an unprivileged user can start; the one of these tests may lie in root's home."""
+    for python in (sys.executable, f"/usr/bin/python{sys.version_info[0]}.{sys.version_info[1]}"):
+        if shutil.which(python):
+            try:
+                done = _start_as_nobody(python, "import blake3, guardrails.filesystem", ())
+            except OSError:
+                continue
+            if done.returncode == 0:
+                return python
+    return None
+
+
+def _start_as_nobody(python: str, code: str, arguments: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+    environment = {"PYTHONPATH": f"{CODE_DIR}:{SITE_PACKAGES}", "PYTHONDONTWRITEBYTECODE": "1"}
+    identity = {"user": UNPRIVILEGED, "group": "nogroup", "extra_groups": []} if os.getuid() == 0 else {}
+    command = [python, "-c", code, *map(str, arguments)]
+    return subprocess.run(  # type: ignore[call-overload, no-any-return]
+        command, capture_output=True, text=True, env=environment, cwd="/", timeout=60, check=False, **identity
+    )
+
+
+def run_unprivileged(code: str, *arguments: str | Path) -> None:
+    """Run ``code`` as a user who is not root; what it prints to stderr fails the test."""
+    python = _python_for_all()
+    if python is None:
+        pytest.skip("no Python here that an unprivileged user can start")
+    done = _start_as_nobody(python, code, arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def strace(*options: str) -> list[str]:
+    """A command that runs another under strace."""
+    program = shutil.which("strace")
+    if (
+        program is None
+        or subprocess.run([program, "-o", "/dev/null", "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("strace cannot be used here")
+    return [program, "-f", *options]
+
+
+def count_calls(code: str, *arguments: str | Path, log: Path) -> dict[str, int]:
+    """How often a process that runs ``code`` makes each changing call."""
+    options = ("-o", str(log), "-e", f"trace={','.join(CHANGING_CALLS)}")
+    done = run_python(code, *arguments, under=strace(*options))
+    assert done.returncode == 0, done.stderr
+    names = re.findall(r"^\d+ +(\w+)\(", log.read_text(errors="replace"), re.MULTILINE)
+    return {name: names.count(name) for name in CHANGING_CALLS if name in names}
+
+
+def run_killed(code: str, *arguments: str | Path, call: str, number: int) -> None:
+    """Run ``code`` and kill it as it enters its ``number``-th ``call``."""
+    inject = ("-o", "/dev/null", "-e", f"inject={call}:signal=KILL:when={number}")
+    done = run_python(code, *arguments, under=strace(*inject))
+    assert done.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), (call, number, done.stderr)
