@@ -33,6 +33,7 @@ from guardrails.preflight import Preflight, check_before_training
 from guardrails.queue_records import Record, next_file, processing
 from guardrails.runs import (
     drop_run,
+    has_continuation,
     new_run_id,
     newest_checkpoint_step,
     read_job,
@@ -131,6 +132,7 @@ class Daemon:
         with store_lock(self.paths).hold("daemon start", ORPHAN_SECONDS):
             finish_pending(self.paths, self.log)
         self._await_orphans()
+        self._drop_abandoned_runs()
         check_before_training(self.paths)
         self._publish_state("idle")
         self.log(f"started, process {os.getpid()}")
@@ -149,6 +151,16 @@ class Daemon:
                         os.kill(worker.pid, signal.SIGKILL)
                     deadline += ORPHAN_SECONDS
                 time.sleep(WATCH_SECONDS)
+
+    def _drop_abandoned_runs(self) -> None:
+        """End runs that stood still when somebody took their data file away; a finished result is kept."""
+        record = self._open_record()
+        for run_id in sorted(os.listdir(self.paths.runs)):
+            if (record is None or record.run_id != run_id) and has_continuation(self.paths, run_id):
+                outcome = read_outcome(self.paths, run_id)
+                if outcome is None or outcome["result"] != "completed":
+                    drop_run(self.paths, run_id, "its data file is gone")
+                    self.log(f"run {run_id} dropped: its data file is gone")
 
     def _end(self, error: BaseException | None) -> None:
         exit_code = (
@@ -385,8 +397,7 @@ class Daemon:
     def _train(self, record: Record, config: Config) -> None:
         """One attempt: a worker from its start to its end, and what follows from how it ended."""
         run_id, name = run_of(record), record.name
-        folder = self.paths.run(run_id)
-        (folder / "outcome.json").unlink(missing_ok=True)
+        (self.paths.run(run_id) / "outcome.json").unlink(missing_ok=True)
         step = newest_checkpoint_step(self.paths, run_id)
         attempts = queue.count_attempt(self.paths, name, step)
         self.log(f"{name}: run {run_id}, attempt {attempts}" + (f", from step {step}" if step else ""))
@@ -426,7 +437,7 @@ class Daemon:
     def _watch(self, worker: WorkerProcess, record: Record) -> Signal | None:
         """Wait for the worker's end, passing signals on; the signal that ended it, if one did."""
         obeyed: Signal | None = None
-        is_held = False
+        is_held = self.hung = False
         while worker.exit_code() is None:
             time.sleep(WATCH_SECONDS)
             found = self._next_signal(record.run_id)
@@ -447,9 +458,21 @@ class Daemon:
                 self._publish_state("paused", record, reason=obeyed.reason)
                 self._acknowledge(obeyed, "done", record.name)
             if not is_held and worker.silent_seconds() > (GRACE_SECONDS if obeyed else HANG_SECONDS):
-                self.log(f"{record.name}: no sign of life from the worker; killing it")
+                self.hung = True
                 worker.signal(signal.SIGKILL)
+                worker.process.wait()
         return obeyed if not is_held else None
+
+    def _explain_death(self, worker: WorkerProcess) -> tuple[str, str]:
+        """Reason and message for a worker that left no outcome."""
+        code = worker.exit_code() or 0
+        if self.hung:
+            return "hang", f"no sign of life from the worker for {HANG_SECONDS:g} s"
+        if code == -signal.SIGKILL:
+            return "error", "the worker was killed (signal 9; where nobody did, the system was out of memory)"
+        if code < 0:
+            return "error", f"the worker was killed by signal {-code}"
+        return "error", f"the worker ended with {code}: {last_log_line(worker.folder)}"
 
     @staticmethod
     def _request_for(found: Signal) -> Action:

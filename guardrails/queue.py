@@ -32,8 +32,8 @@ from guardrails.queue_records import (
 )
 from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, set_aside, utc_now, write_json
 
-# Which of several files of one name keeps it when the record does not tell.
-NAME_RANK = ("processing", *ENDED, *PRIORITIES)
+# Which of several files of one name keeps it when the record does not tell; the others are new.
+NAME_RANK = (*ENDED, *PRIORITIES, "processing")
 
 
 @contextmanager

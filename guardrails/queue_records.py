@@ -101,7 +101,8 @@ def read_record(paths: Paths, name: str) -> Record | None:
         DamagedStateError: it cannot be read; it is left as it is.
     """
     path = record_path(paths, name)
-    document = read_json(path)
+    # A longer name was given by hand; it is made shorter before it gets a record.
+    document = read_json(path) if len(os.fsencode(name)) <= MAX_NAME_BYTES else None
     if document is None:
         return None
     known = {item.name for item in fields(Record)}

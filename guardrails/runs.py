@@ -83,6 +83,11 @@ def drop_run(paths: Paths, run_id: str, reason: str) -> None:
     remove_continuation(folder)
 
 
+def has_continuation(paths: Paths, run_id: str) -> bool:
+    """Whether the run's folder still holds what only a run that goes on needs."""
+    return any((paths.run(run_id) / name).exists() for name in CONTINUATION)
+
+
 def remove_continuation(folder: Path) -> None:
     """Remove what a run needed to go on, once it never will."""
     for name in CONTINUATION:

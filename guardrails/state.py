@@ -160,11 +160,12 @@ def gather(paths: Paths, now: float) -> Facts:
     """Everything about a base dir, at ``now`` (seconds since the epoch)."""
     facts = Facts(paths, now)
     _read_config(facts)
+    # In this order: a version is there before the head names it, and its backup before the daemon is done publishing.
+    _read_current_model(facts)
+    _read_training(facts)
     facts.versions = _read_saved(facts, paths.versions, VERSION_ID)
     facts.backups = _read_saved(facts, facts.backup_folder, BACKUP_ID)
     facts.trash_bytes = sum(size for size, _ in list_sizes(paths.trash).values())
-    _read_current_model(facts)
-    _read_training(facts)
     _read_base_model(facts)
     disk = os.statvfs(paths.base)
     facts.available_bytes = disk.f_bavail * disk.f_frsize

@@ -3,12 +3,13 @@
 Its keys are those of the ``SystemState`` in docs/STATE_TRACKER_GUIDE.md; ``guardrails.state_schema`` has their types.
 """
 
+import contextlib
 import os
 import time
 from pathlib import Path
 
 from guardrails.errors import DamagedStateError
-from guardrails.findings import Finding, find, is_under_way, verdict, worst_first
+from guardrails.findings import Finding, find, is_under_way, quote, verdict, worst_first
 from guardrails.paths import Paths
 from guardrails.state import (
     GIB,
@@ -49,7 +50,7 @@ def update_document(paths: Paths, now: float | None = None) -> Json:
     except OSError as error:
         name = paths.system_state.name
         message = f"{name} could not be written: {error.strerror or error}"
-        hint = f"df -h '{paths.base}'; ls -ld '{paths.base}' '{paths.system_state}'"
+        hint = f"df -h {quote(str(paths.base))}; ls -ld {quote(str(paths.base))} {quote(str(paths.system_state))}"
         findings = worst_first([*findings, Finding("state-file-unwritable", "disk", "warning", message, hint)])
         document = build_document(facts, findings, previous)
     return document
@@ -60,11 +61,9 @@ def _read_previous(paths: Paths) -> Json:
     try:
         return read_json(paths.system_state) or {}
     except DamagedStateError:
-        try:
+        # Where it fails another report was quicker, or the folder is closed: then writing fails too, and says so.
+        with contextlib.suppress(OSError):
             set_aside(paths.system_state)
-        except OSError:
-            # Another report was quicker, or the folder is closed: then writing fails too, and says so.
-            return {}
         return {}
 
 

@@ -18,8 +18,9 @@ from guardrails.paths import CODE_DIR
 
 UNPRIVILEGED = "nobody"
 SITE_PACKAGES = Path(blake3.__file__).parent.parent
-# Calls that change what is on the disk, or make it durable.
-CHANGING_CALLS = ("rename", "renameat2", "link", "linkat", "unlink", "unlinkat", "mkdir", "fsync", "write", "ftruncate")
+# Calls that change which file has which name, and all that change what is on the disk or make it durable.
+RENAMING_CALLS = ("rename", "renameat2", "link", "linkat", "unlink", "unlinkat")
+CHANGING_CALLS = (*RENAMING_CALLS, "mkdir", "fsync", "write", "ftruncate")
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
@@ -81,13 +82,13 @@ def strace(*options: str) -> list[str]:
     return [program, "-f", *options]
 
 
-def count_calls(code: str, *arguments: str | Path, log: Path) -> dict[str, int]:
-    """How often a process that runs ``code`` makes each changing call."""
-    options = ("-o", str(log), "-e", f"trace={','.join(CHANGING_CALLS)}")
+def count_calls(code: str, *arguments: str | Path, calls: Sequence[str], log: Path) -> dict[str, int]:
+    """How often a process that runs ``code`` makes each of the calls."""
+    options = ("-o", str(log), "-e", f"trace={','.join(calls)}")
     done = run_python(code, *arguments, under=strace(*options))
     assert done.returncode == 0, done.stderr
     names = re.findall(r"^\d+ +(\w+)\(", log.read_text(errors="replace"), re.MULTILINE)
-    return {name: names.count(name) for name in CHANGING_CALLS if name in names}
+    return {name: names.count(name) for name in calls if name in names}
 
 
 def run_killed(code: str, *arguments: str | Path, call: str, number: int) -> None:

@@ -17,14 +17,15 @@ KEPT = 2
 class Checkpoints:
     """``ckpt/`` of a run. Only the worker that holds the run's lock may use it."""
 
-    def __init__(self, run_dir: Path, job_blake3: str) -> None:
+    def __init__(self, run_dir: Path, job_blake3: str, items_blake3: str) -> None:
         self.folder = run_dir / "ckpt"
-        self.job_blake3 = job_blake3
+        # What the run was asked to do, and the tokens that came of it: both decide what a checkpoint means.
+        self.origin = {"job_blake3": job_blake3, "items_blake3": items_blake3}
         # Oldest first: verified by this process, or written by it.
         self.good: list[Path] = []
 
     def find_newest(self) -> Path | None:
-        """The newest checkpoint of this very job whose every byte is as saved; None to start afresh.
+        """The newest checkpoint of this very job and tokens whose every byte is as saved; None to start afresh.
 
         Newer ones that are damaged or of another job are removed, but only once a good one was found.
         """
@@ -46,7 +47,7 @@ class Checkpoints:
         fsync_tree(staged)
         write_json(
             staged / MANIFEST,
-            {"schema_version": SCHEMA_VERSION, "step": step, "job_blake3": self.job_blake3, "files": files},
+            {"schema_version": SCHEMA_VERSION, "step": step, **self.origin, "files": files},
         )
         self.folder.mkdir(exist_ok=True)
         target = self.folder / f"step-{step}"
@@ -79,8 +80,9 @@ class Checkpoints:
             return [error.message]
         if manifest is None:
             return ["it has no manifest"]
-        if manifest.get("job_blake3") != self.job_blake3:
-            return ["it belongs to another job.json"]
+        for key, of in (("job_blake3", "another job.json"), ("items_blake3", "data that is tokenized differently now")):
+            if manifest.get(key) != self.origin[key]:
+                return [f"it is of {of}"]
         if manifest.get("step") != step_of(checkpoint):
             return [f"its manifest is of step {manifest.get('step')}"]
         problems = find_damage(checkpoint, manifest["files"])

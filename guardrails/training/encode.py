@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from blake3 import blake3
+
 from guardrails.state_io import SCHEMA_VERSION
 from guardrails.training.job import RunError
 from guardrails.training.rows import BadRow, Chat, Completion, Row, RowError, Text, read_rows
@@ -77,6 +80,17 @@ class Items:
         """The tokens again, with ``IGNORED_LABEL`` for those that are not trained."""
         trained = self._trained[self._ends[item] : self._ends[item + 1]]
         return [token if t else IGNORED_LABEL for token, t in zip(self.tokens(item), trained, strict=True)]
+
+    def highest_token(self) -> int:
+        """The largest token id in any item; the model must have a row for it."""
+        return int(np.frombuffer(self._tokens, dtype=np.int32).max())
+
+    def digest(self) -> str:
+        """BLAKE3 of all items: whether a run goes on with the very tokens that it began with."""
+        hasher = blake3()
+        for part in (self._tokens, self._trained, self._ends):
+            hasher.update(memoryview(part).cast("B"))
+        return hasher.hexdigest()
 
     def count_trained(self, item: int) -> int:
         """How many tokens of an item the loss is taken over; nothing predicts the first."""
@@ -201,10 +215,10 @@ class Encoder:
                 return_assistant_tokens_mask=True,
                 **options,
             )
-            if options:
-                self._check_rendering(row, template, options)
-        except (TemplateError, TypeError, KeyError, IndexError, RecursionError) as error:
+        except (TemplateError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
             raise RowError(f"the model's chat template refuses it: {_first_line(error)}") from error
+        if options:
+            self._check_rendering(row, template, options)
         trained = encoded["assistant_masks"]
         if row.context:
             turns = sum(message["role"] == "assistant" for message in row.messages[: row.context])

@@ -16,16 +16,24 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
-def load_model(job: Job) -> Any:
+def load_model(job: Job, highest_token: int) -> Any:
     """The base model with the adapter that the run starts from: the parent's, or a fresh one from the seed.
 
     Raises:
-        RunError: bad_model: the parent adapter has other settings than the job.
+        RunError: bad_model: the parent adapter has other settings than the job, or the model has no row for
+            ``highest_token``.
     """
     on_gpu_with_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     base = AutoModelForCausalLM.from_pretrained(
         job.base_model, dtype=torch.bfloat16 if on_gpu_with_bf16 else torch.float32, local_files_only=True
     )
+    rows = base.get_input_embeddings().num_embeddings
+    if highest_token >= rows:
+        raise RunError(
+            "bad_model",
+            f"the tokenizer of {job.base_model} makes token {highest_token}, the model knows {rows} tokens",
+            "the folder holds model and tokenizer that do not belong together; restore it from where it came from",
+        )
     if job.parent_adapter is None:
         # The fresh adapter depends on the seed alone, not on what was drawn while loading.
         set_seed(job.seed)

@@ -64,7 +64,7 @@ class DelayedScalar:
         self.event = None
         self.host = tensor
         if tensor.is_cuda:
-            self.host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            self.host = torch.empty((), dtype=tensor.dtype, pin_memory=True)
             self.host.copy_(tensor, non_blocking=True)
             self.event = torch.cuda.Event()
             self.event.record()

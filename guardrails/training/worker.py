@@ -73,11 +73,11 @@ class Run:
         tokenizer, train, evaluation = self._read_data()
 
         self.status.show_phase("loading")
-        checkpoints = Checkpoints(self.folder, self.job_blake3)
+        checkpoints = Checkpoints(self.folder, self.job_blake3, train.items.digest())
         checkpoint = checkpoints.find_newest()
         metrics = Metrics(self.folder / "metrics.jsonl")
         metrics.cut_after(step_of(checkpoint) if checkpoint else -1)
-        model = load_model(self.job)
+        model = load_model(self.job, train.items.highest_token())
         request = StopRequest(self.folder, self.daemon_pid)
         callback = RunCallback(
             job=self.job,
@@ -202,12 +202,11 @@ class Run:
             result, error = "failed", self._explain(failure)
         # Partial files may be what fills the disk.
         shutil.rmtree(self.stage, ignore_errors=True)
-        if error:
-            print(f"failed: {error.reason}: {error.message}", flush=True)
-            self.status.show_phase(self.status.document["phase"], "error")
         self.write_outcome(result, error)
         if error is None:
             return 0
+        print(f"failed: {error.reason}: {error.message}", flush=True)
+        self.status.show_phase(self.status.document["phase"], "error")
         return DiskSpaceError.exit_code if error.reason == "disk_full" else TrainingError.exit_code
 
     def _explain(self, failure: Exception) -> RunError:

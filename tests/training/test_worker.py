@@ -189,6 +189,11 @@ def another_job(checkpoint: Path) -> None:
     (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "job_blake3": "0" * 64}))
 
 
+def other_tokens(checkpoint: Path) -> None:
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "items_blake3": "0" * 64}))
+
+
 @pytest.fixture(scope="module")
 def stopped_and_whole(
     spawner: Spawner, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
@@ -213,7 +218,9 @@ def stopped_run(stopped_and_whole: tuple[RunFolder, RunFolder], tmp_path: Path) 
     return stopped_and_whole[0].copy(tmp_path / "stopped")
 
 
-@pytest.mark.parametrize("harm", [damage_weights, flip_bit, remove_random_state, empty_manifest, another_job])
+@pytest.mark.parametrize(
+    "harm", [damage_weights, flip_bit, remove_random_state, empty_manifest, another_job, other_tokens]
+)
 def test_a_harmed_checkpoint_is_passed_over_for_the_one_before_it(
     spawner: Spawner,
     stopped_run: RunFolder,
