@@ -17,6 +17,7 @@ if __name__ == "__main__":
     enter_venv()
 
 import json
+import time
 from typing import Any
 
 import click
@@ -147,6 +148,7 @@ def send_signal(
     signal_id = signals.send(paths, action, reason=reason, hold=hold)
     report: dict[str, Any] = {"id": signal_id, "action": action, "result": "requested", "detail": None}
     if wait is not None:
+        deadline = time.monotonic() + wait
         ending = signals.wait_for_acknowledgement(paths, signal_id, wait)
         if ending is None:
             raise OperationError(
@@ -158,11 +160,19 @@ def send_signal(
                 f"{action}: {ending.result.replace('_', ' ')}{f', {ending.detail}' if ending.detail else ''}",
                 "training_controller.py status shows what is under way",
             )
+        if action == "stop":
+            wait_for_lock(paths, deadline)
         report.update(result=ending.result, detail=ending.detail)
     if invocation.as_json:
         print_json(report)
     else:
         click.echo(DONE[action] if wait is not None else f"{action} requested")
+
+
+def wait_for_lock(paths: Paths, deadline: float) -> None:
+    """Until the daemon that acknowledged a stop is gone, so that the next one can start."""
+    while read_holder(paths.locks / "daemon.lock") is not None and time.monotonic() < deadline:
+        time.sleep(signals.POLL_SECONDS)
 
 
 reason_option = click.option("--reason", metavar="TEXT", help="Why, for the log and the reports.")

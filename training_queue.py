@@ -19,7 +19,6 @@ if __name__ == "__main__":
 
     enter_venv()
 
-import functools
 import shlex
 from pathlib import Path
 from typing import Any
@@ -37,13 +36,13 @@ from guardrails.cli import (
     show_name,
     version_option,
 )
+from guardrails.head import trained_lookup
 from guardrails.intake import Intake, add_file, inspect_inbox, process_inbox
 from guardrails.paths import PRIORITIES, QUEUE_STATES, Paths
 from guardrails.queue import remove, retry, set_priority
 from guardrails.queue_records import (
     EXTENSION,
     Record,
-    TrainedIn,
     all_records,
     counts,
     find_states,
@@ -54,20 +53,6 @@ from guardrails.queue_records import (
 
 LISTED = ("processing", *PRIORITIES, "failed", "skipped", "completed")
 NO_MODELS_FROM_THE_NET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-
-
-def trained_contents(paths: Paths) -> TrainedIn:
-    """Which version of the current model's ancestry has which content; read once, when first asked."""
-
-    @functools.cache
-    def read() -> dict[str, str]:
-        from guardrails.head import read_head
-        from guardrails.versions import lineage
-
-        ancestry = lineage(paths, read_head(paths)["version"])
-        return {data["blake3"]: metadata["id"] for metadata in ancestry for data in metadata["data"]}
-
-    return lambda blake3: read().get(blake3)
 
 
 def find_name(paths: Paths, argument: str) -> str:
@@ -160,7 +145,7 @@ def main() -> None:
 def add(invocation: Invocation, files: tuple[str, ...], priority: str, force: bool) -> None:
     paths = invocation.paths
     sources = [find_argument(paths, file) for file in files]
-    trained_in = trained_contents(paths)
+    trained_in = trained_lookup(paths)
     added = []
     for source in sources:
         record = add_file(paths, source, priority, trained_in, force=force)
@@ -279,7 +264,7 @@ def validate(invocation: Invocation, files: tuple[str, ...]) -> int:
 @pass_invocation
 def process_inbox_command(invocation: Invocation) -> None:
     paths = invocation.paths
-    intake = process_inbox(paths, trained_contents(paths))
+    intake = process_inbox(paths, trained_lookup(paths))
     if not invocation.as_json:
         print_taken(intake)
         return

@@ -4,7 +4,6 @@ Everything that writes here is called under the store lock (``.locks/store.lock`
 """
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,12 +12,11 @@ from guardrails.config import parse_config
 from guardrails.errors import ConfigError, DamagedStateError, IntegrityError, OperationError
 from guardrails.filesystem import copy_file, copy_tree, remove_tree, rename_noreplace, sync_filesystem
 from guardrails.manifest import FileEntry, find_damage, total_size
-from guardrails.paths import Paths
+from guardrails.paths import BACKUP_ID, STAGE_PREFIX, Paths
 from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, utc_now, write_json
 from guardrails.versions import (
     FILE_MODE,
     FOLDER_MODE,
-    STAGE_PREFIX,
     is_kept,
     list_version_ids,
     read_metadata,
@@ -26,7 +24,6 @@ from guardrails.versions import (
 
 BackupType = Literal["after_training", "manual", "emergency", "pre_consolidation", "pre_deletion"]
 MANUAL_TYPES = tuple(name for name in get_args(BackupType) if name != "after_training")
-BACKUP_ID = re.compile(r"b(\d{3,})")
 
 
 def backups_folder(paths: Paths) -> Path:

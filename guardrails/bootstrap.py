@@ -30,5 +30,7 @@ def enter_venv() -> None:
     try:
         os.execv(python, [python] + arguments)
     except OSError as error:
-        sys.stderr.write("error: cannot start %s (%s); run: make -C '%s' install\n" % (python, error.strerror, CODE_DIR))
+        sys.stderr.write(
+            "error: cannot start %s (%s); run: make -C '%s' install\n" % (python, error.strerror, CODE_DIR)
+        )
         sys.exit(1)

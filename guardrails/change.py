@@ -24,7 +24,7 @@ from guardrails.errors import IntegrityError
 from guardrails.filesystem import UnsupportedError, copy_file, copy_tree, exchange, remove_tree
 from guardrails.head import condition_of_live_model, next_number, read_head, sign_live_model, write_head
 from guardrails.manifest import FileEntry, find_damage, hash_file, list_files, same_content
-from guardrails.paths import Paths
+from guardrails.paths import STAGE_PREFIX, Paths
 from guardrails.queue import finish
 from guardrails.queue_records import read_record
 from guardrails.signature import take_signature
@@ -32,7 +32,6 @@ from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, remove_
 from guardrails.versions import (
     LIVE_FILE_MODE,
     LIVE_FOLDER_MODE,
-    STAGE_PREFIX,
     add_version,
     is_kept,
     lineage,

@@ -144,6 +144,9 @@ def _exit_code(command: click.Command) -> int:
         return _report(error.message, error.hint, error.exit_code)
     except KeyboardInterrupt:
         return _report("interrupted", "nothing was left half done; run the command again", 130)
+    except SystemExit:
+        # click's way of saying that the reader closed the pipe; it has silenced stdout.
+        return 0
     except BrokenPipeError:
         # Python would complain again when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,7 +6,6 @@ approve``); ``restore``, ``rollback`` and ``consolidate`` move the lock along by
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any, TypedDict
@@ -17,7 +16,7 @@ from guardrails.config import LOCKED_KEYS, Config
 from guardrails.errors import ConfigError, ConfigLockError
 from guardrails.manifest import FileEntry, hash_file
 from guardrails.paths import Paths
-from guardrails.signature import STAMP_GRANULARITY_NS
+from guardrails.signature import STAMP_GRANULARITY_NS, take_model_signature
 from guardrails.state_io import SCHEMA_VERSION, read_json, utc_now, write_json
 
 
@@ -49,33 +48,11 @@ def base_model_folder(paths: Paths, config: Config) -> Path:
     return folder
 
 
-def list_model_files(folder: Path) -> dict[str, list[int]]:
-    """Size, mtime_ns, ctime_ns and inode of every file that makes the model, by relative path.
-
-    Links are followed (a hub cache is made of them); hidden files and Markdown are no part of a model.
-    """
-    found: dict[str, list[int]] = {}
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.startswith(".") or name.endswith(".md"):
-                continue
-            path = Path(parent, name)
-            status = path.stat()
-            found[str(path.relative_to(folder))] = [
-                status.st_size,
-                status.st_mtime_ns,
-                status.st_ctime_ns,
-                status.st_ino,
-            ]
-    return dict(sorted(found.items()))
-
-
 def fingerprint_base_model(paths: Paths, folder: Path) -> Fingerprint:
     """The fingerprint of the model in ``folder``, reading only files whose stat changed since last time."""
     cache = _read_stat_cache(paths, folder)
     files: dict[str, dict[str, Any]] = {}
-    for path, stat in list_model_files(folder).items():
+    for path, stat in take_model_signature(folder).items():
         known = cache.get(path)
         if known is None or known["stat"] != stat or known["hashed_at"] < stat[2] + STAMP_GRANULARITY_NS:
             hashed_at = time.time_ns()

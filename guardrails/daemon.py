@@ -25,12 +25,12 @@ from guardrails.errors import (
     OperationError,
     TrainingError,
 )
-from guardrails.head import condition_of_live_model, read_head
+from guardrails.head import condition_of_live_model, read_head, trained_lookup
 from guardrails.live_model import back_up_version, finish_published_run, publish_run, save_version
 from guardrails.locks import FileLock, read_holder
 from guardrails.paths import Paths
 from guardrails.preflight import Preflight, check_before_training
-from guardrails.queue_records import Record, next_file, processing
+from guardrails.queue_records import Record, find_duplicate, next_file, processing
 from guardrails.runs import (
     drop_run,
     has_continuation,
@@ -45,7 +45,7 @@ from guardrails.runs import (
 )
 from guardrails.signals import Signal, is_stronger
 from guardrails.state_io import SCHEMA_VERSION, read_json, utc_now, write_json
-from guardrails.versions import lineage, store_lock, trained_in
+from guardrails.versions import lineage, read_metadata, store_lock
 from guardrails.worker_process import GRACE_SECONDS, HANG_SECONDS, Action, WorkerProcess, last_log_line
 
 # How often signals are looked for: while a worker lives, and while nothing happens.
@@ -57,6 +57,8 @@ RETRY_SECONDS = (1.0, 10.0, 60.0, 300.0)
 HOLD_SECONDS = 10.0
 # How long a worker whose daemon was killed may take to save and leave.
 ORPHAN_SECONDS = 60.0
+# How long files may be taken in before signals are looked for again.
+INTAKE_SECONDS = 1.0
 DAY_SECONDS = 86_400
 # Another attempt would end the same way.
 FINAL_REASONS = ("bad_data", "non_finite_loss")
@@ -214,15 +216,12 @@ class Daemon:
 
     def _take_in(self) -> None:
         """Move what lies at rest in the inbox into the queue."""
-        result = intake.look(self.paths, self.watch, self._trained_in)
+        result = intake.look(self.paths, self.watch, trained_lookup(self.paths), budget_seconds=INTAKE_SECONDS)
         self.resting = result.resting
         for record in result.queued:
             self.log(f"{record.name}: queued")
         for record in result.skipped:
             self.log(f"{record.name}: skipped, {record.reason}")
-
-    def _trained_in(self, data_blake3: str) -> str | None:
-        return trained_in(self.paths, read_head(self.paths)["version"], data_blake3)
 
     def _poll_seconds(self) -> float:
         if self.resting:
@@ -317,13 +316,13 @@ class Daemon:
             if outcome is not None and outcome["result"] == "completed":
                 self._publish(record)
                 return
-        claimed = self._claim(record)
+        claimed = record if run_id else self._claim(record)
         if claimed is None:
             return
         self._publish_state("training", claimed)
         try:
             preflight = check_before_training(self.paths, data_bytes=claimed.size)
-            self._freeze_job(claimed, preflight)
+            claimed = self._freeze_job(claimed, preflight)
         except (GuardrailsError, OSError):
             if read_job(self.paths, run_of(claimed)) is None:
                 queue.requeue(self.paths, name)
@@ -333,45 +332,44 @@ class Daemon:
     def _claim(self, record: Record) -> Record | None:
         """The record in ``processing/`` with a run of its own; None if it turned out a duplicate.
 
-        Under the store lock, so that no rollback changes the model between this and the choice of the parent.
+        Under the store lock, so that a rollback either finds the run or comes before it.
         """
         with open_store(self.paths, f"taking {record.name}", self.log):
-            head = read_head(self.paths)
-            if record.state == "processing" and record.run_id:
-                job = read_job(self.paths, run_of(record))
-                if job is None or (job["parent_version"] == head["version"] and job["data_blake3"] == record.blake3):
-                    return record
-                self.log(f"{record.name}: the model changed since its run began; it starts anew")
-                drop_run(self.paths, run_of(record), "the model changed since the run began")
-            elif not record.force:
-                version = trained_in(self.paths, head["version"], record.blake3)
-                if version is not None:
-                    reason = f"duplicate: this content was trained into {version}"
-                    queue.finish(self.paths, record.name, "skipped", reason=reason)
-                    self.log(f"{record.name}: skipped, {reason}")
-                    return None
-            run_id = new_run_id(self.paths, record.blake3)
-            self.paths.run(run_id).mkdir(parents=True)
-            return queue.claim(self.paths, record.name, run_id)
+            # A person may have written into a file that waits.
+            record = queue.refresh(self.paths, record.name)
+            found = find_duplicate(self.paths, record.blake3, trained_lookup(self.paths), record.name)
+            if found is not None and not record.force:
+                queue.finish(self.paths, record.name, "skipped", reason=found.reason)
+                self.log(f"{record.name}: skipped, {found.reason}")
+                return None
+            return self._open_run(record)
 
-    def _freeze_job(self, record: Record, preflight: Preflight) -> None:
-        """Save the model as it is, and write what the run is to do, unless it goes on."""
+    def _open_run(self, record: Record) -> Record:
+        run_id = new_run_id(self.paths, record.blake3)
+        self.paths.run(run_id).mkdir(parents=True)
+        return queue.claim(self.paths, record.name, run_id)
+
+    def _freeze_job(self, record: Record, preflight: Preflight) -> Record:
+        """Save the model as it is, and write what the run is to do; one that goes on keeps its job.
+
+        A run whose parent is no longer the model starts anew, as another run.
+        """
         paths, config = self.paths, preflight.config
         with open_store(paths, f"preparing {record.name}", self.log):
-            head = read_head(paths)
-            if head["version"] is not None and condition_of_live_model(paths, head) == "absent":
-                self.log(f"current_model/ is missing; putting {head['version']} back")
-                change_to(paths, head, head["version"], "restore", self.log)
-            version, is_new = save_version(paths, f"before {record.name}", "snapshot")
-            if is_new:
-                self.log(f"current_model/ had no version of its own; saved as {version}")
+            version = self._save_model(record)
             if not preflight.is_locked:
                 write_json(paths.config_lock, make_lock(config, preflight.fingerprint, "first training"))
                 self.log("locked max_length, base_model and model_name")
             job = read_job(paths, run_of(record))
-            if job is not None and job["base_model_fingerprint"] == preflight.fingerprint["blake3"]:
-                return
-            parent = next(lineage(paths, version), None)
+            if job is not None:
+                known = (job["parent_version"], job["data_blake3"], job["base_model_fingerprint"])
+                if known == (version, record.blake3, preflight.fingerprint["blake3"]):
+                    return record
+                self.log(f"{record.name}: the model or the data changed since its run began; it starts anew")
+                drop_run(paths, run_of(record), "the model or the data changed since the run began")
+                queue.requeue(paths, record.name)
+                record = self._open_run(record)
+            parent = read_metadata(paths, version) if version else None
             write_job(
                 paths,
                 {
@@ -393,6 +391,19 @@ class Daemon:
                     "world_size": 1,
                 },
             )
+            return record
+
+    def _save_model(self, record: Record) -> str | None:
+        """The version that ``current_model/`` is, made if need be; a model that was deleted is put back first."""
+        paths = self.paths
+        head = read_head(paths)
+        if head["version"] is not None and condition_of_live_model(paths, head) == "absent":
+            self.log(f"current_model/ is missing; putting {head['version']} back")
+            change_to(paths, head, head["version"], "restore", self.log)
+        version, is_new = save_version(paths, f"before {record.name}", "snapshot")
+        if is_new:
+            self.log(f"current_model/ had no version of its own; saved as {version}")
+        return version
 
     def _train(self, record: Record, config: Config) -> None:
         """One attempt: a worker from its start to its end, and what follows from how it ended."""
@@ -417,11 +428,7 @@ class Daemon:
         elif result == "failed" and outcome is not None:
             self._fail(record, config, attempts, outcome["reason"], outcome["message"] or outcome["reason"])
         elif action is None and not self._must_stop():
-            code = worker.exit_code() or 0
-            what = f"killed by signal {-code}" if code < 0 else f"ended with {code}: {last_log_line(folder)}"
-            self._fail(
-                record, config, attempts, "error", f"the worker was {what}" if code < 0 else f"the worker {what}"
-            )
+            self._fail(record, config, attempts, *self._explain_death(worker))
         else:
             queue.clear_attempts(self.paths, name)
             self.log(f"{name}: at rest, goes on from step {newest_checkpoint_step(self.paths, run_id)}")

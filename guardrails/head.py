@@ -1,7 +1,9 @@
 """What ``current_model/`` is: which version, and whether anybody changed it since."""
 
+import functools
 import os
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 from guardrails.errors import OperationError
@@ -9,7 +11,7 @@ from guardrails.manifest import find_damage, list_files
 from guardrails.paths import Paths
 from guardrails.signature import STAMP_GRANULARITY_NS, take_signature
 from guardrails.state_io import SCHEMA_VERSION, read_json, write_json
-from guardrails.versions import list_version_ids, read_metadata, version_number
+from guardrails.versions import list_version_ids, read_metadata, trained_contents, version_number
 
 Condition = Literal["absent", "version", "changed"]
 EMPTY_HEAD: dict[str, Any] = {
@@ -85,3 +87,16 @@ def check_live_folder(paths: Paths) -> None:
         raise OperationError(
             f"{paths.current_model} is a mount point", "mount the disk as the whole base dir, not as current_model/"
         )
+
+
+def trained_lookup(paths: Paths) -> Callable[[str], str | None]:
+    """Tells which version of ``current_model/``'s ancestry was trained on a content (BLAKE3).
+
+    The ancestry is read once, when first asked.
+    """
+
+    @functools.cache
+    def read() -> dict[str, str]:
+        return trained_contents(paths, read_head(paths)["version"])
+
+    return lambda data_blake3: read().get(data_blake3)

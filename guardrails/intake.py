@@ -102,40 +102,50 @@ class Candidate(NamedTuple):
         return f"inbox/{self.original_name}" if self.state is None else f"put into queue/{self.state} by hand"
 
 
-def look(
-    paths: Paths, watch: Watch, trained_in: TrainedIn, *, wait_seconds: float = 0, budget_seconds: float = math.inf
-) -> Intake:
+def look(paths: Paths, watch: Watch, trained_in: TrainedIn, *, budget_seconds: float = math.inf) -> Intake:
     """Take every file that is at rest, in order of arrival; duplicates go to ``skipped/``.
 
     Also brings the records in line with what a person moved by hand. Nothing is ever overwritten, and a
     file that cannot be taken stays where it is and is told of. Costs next to nothing when nothing changed.
-    After ``budget_seconds`` no further file is begun; the next look takes it.
-
-    Raises:
-        BusyError: another process has been taking files for ``wait_seconds``.
+    After ``budget_seconds`` no further file is begun; ``resting`` says then that the next look goes on, as
+    it does when another process is taking files just now.
     """
-    deadline = time.monotonic() + wait_seconds + budget_seconds
-    with FileLock(paths.locks / "intake.lock").hold("taking data files in", wait_seconds):
-        result = Intake()
-        candidates = _find_in_inbox(paths, result.left)
-        for state in STATES_BY_HAND:
-            candidates += _find_in_queue(paths, watch, state)
-        watch.forget_missing({candidate.path for candidate in candidates})
-        ready = [candidate for candidate in candidates if _is_ready(paths, watch, candidate, result)]
-        if ready:
-            ready.sort(key=lambda candidate: (candidate.stamp.ctime_ns, candidate.path))
-            _take(paths, ready, trained_in, deadline, result)
-        return result
+    lock = FileLock(paths.locks / "intake.lock")
+    if not lock.try_acquire("taking data files in"):
+        return Intake(resting=1)
+    try:
+        return _look(paths, watch, trained_in, time.monotonic() + budget_seconds)
+    finally:
+        lock.release()
 
 
 def process_inbox(paths: Paths, trained_in: TrainedIn) -> Intake:
-    """Look twice, so that all that is at rest now is taken."""
+    """Look twice, so that all that is at rest now is taken.
+
+    Raises:
+        BusyError: another process has been taking files for a minute.
+    """
     watch = Watch()
-    first = look(paths, watch, trained_in, wait_seconds=BUSY_SECONDS)
-    if not first.resting:
-        return first
-    time.sleep(REST_SECONDS)
-    return look(paths, watch, trained_in, wait_seconds=BUSY_SECONDS)
+    with FileLock(paths.locks / "intake.lock").hold("taking data files in", BUSY_SECONDS):
+        result = _look(paths, watch, trained_in, math.inf)
+        if result.resting:
+            time.sleep(REST_SECONDS)
+            result = _look(paths, watch, trained_in, math.inf)
+    return result
+
+
+def _look(paths: Paths, watch: Watch, trained_in: TrainedIn, deadline: float) -> Intake:
+    """See ``look``; the caller holds the intake's lock. ``deadline`` is a time of ``time.monotonic``."""
+    result = Intake()
+    candidates = _find_in_inbox(paths, result.left)
+    for state in STATES_BY_HAND:
+        candidates += _find_in_queue(paths, watch, state)
+    watch.forget_missing({candidate.path for candidate in candidates})
+    ready = [candidate for candidate in candidates if _is_ready(paths, watch, candidate, result)]
+    if ready:
+        ready.sort(key=lambda candidate: (candidate.stamp.ctime_ns, candidate.path))
+        _take(paths, ready, trained_in, deadline, result)
+    return result
 
 
 def inspect_inbox(paths: Paths) -> list[LeftFile]:

@@ -13,7 +13,7 @@ from guardrails.filesystem import copy_tree, remove_tree, rename_noreplace
 from guardrails.head import condition_of_live_model, next_number, read_head, sign_live_model, write_head
 from guardrails.locks import read_holder
 from guardrails.manifest import find_damage
-from guardrails.paths import Paths
+from guardrails.paths import STAGE_PREFIX, Paths
 from guardrails.queue import finish
 from guardrails.queue_records import Record, processing
 from guardrails.runs import drop_run, read_job, read_outcome, remove_continuation, run_of, worker_of
@@ -21,7 +21,6 @@ from guardrails.state_io import fsync_folder, read_json, utc_now
 from guardrails.versions import (
     LIVE_FILE_MODE,
     LIVE_FOLDER_MODE,
-    STAGE_PREFIX,
     add_version,
     is_kept,
     lineage,

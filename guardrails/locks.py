@@ -56,7 +56,9 @@ class FileLock:
             if time.monotonic() >= deadline:
                 holder = read_holder(self.path)
                 who = f"process {holder.pid} ({holder.purpose})" if holder else "another process"
-                raise BusyError(f"{self.path.name} is held by {who}", "wait until it is done, then run the command again")
+                raise BusyError(
+                    f"{self.path.name} is held by {who}", "wait until it is done, then run the command again"
+                )
             time.sleep(POLL_SECONDS)
 
     def release(self) -> None:

@@ -1,9 +1,15 @@
 """Every path of a base dir, once."""
 
 import os
+import re
 from pathlib import Path
 
 CODE_DIR = Path(__file__).resolve().parent.parent
+
+VERSION_ID = re.compile(r"v(\d{3,})")
+BACKUP_ID = re.compile(r"b(\d{3,})")
+# Names of trees that are being made; the next writing command removes what a kill left of them.
+STAGE_PREFIX = ".stage-"
 
 PRIORITIES = ("high", "normal", "low")
 QUEUE_STATES = (*PRIORITIES, "processing", "completed", "failed", "skipped")

@@ -14,16 +14,13 @@ from typing import Any
 
 from guardrails.errors import DamagedStateError
 from guardrails.locks import read_holder
-from guardrails.paths import QUEUE_STATES, Paths
+from guardrails.paths import BACKUP_ID, QUEUE_STATES, STAGE_PREFIX, VERSION_ID, Paths
 from guardrails.signature import Signature, take_model_signature, take_signature
 from guardrails.state_io import format_utc, read_json
 
 GIB = 1 << 30
-# As in guardrails.config and guardrails.versions, which import too much for a report; a test holds them equal.
+# As in guardrails.config, which imports too much for a report; a test holds them equal.
 LOCKED_DEFAULTS: dict[str, object] = {"max_length": 2048, "base_model": None, "model_name": "model"}
-VERSION_ID = re.compile(r"v(\d{3,})")
-BACKUP_ID = re.compile(r"b(\d{3,})")
-STAGE_PREFIX = ".stage-"
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 STATUSES = ("idle", "training", "paused", "stopping", "stopped", "error")
@@ -481,6 +478,9 @@ def true_status(facts: Facts) -> str:
             said = "training"
     # A pause needs a daemon that waits for the resume, whatever the worker does.
     alive = facts.daemon_running or (facts.worker_running and said != "paused")
+    if said == "stopped" and not facts.processing and not alive:
+        # A rollback without a daemon dropped the run that had stopped.
+        return "idle"
     if alive or (said not in LIVE_STATUSES and not facts.died):
         return str(said)
     if facts.outcome is None:

@@ -85,7 +85,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise DamagedStateError(f"cannot read {path}: {error.strerror}", "check the file's permissions and the disk") from error
+        raise DamagedStateError(
+            f"cannot read {path}: {error.strerror}", "check the file's permissions and the disk"
+        ) from error
     try:
         if len(content) > MAX_STATE_BYTES:
             raise ValueError(f"larger than {MAX_STATE_BYTES} bytes")

@@ -4,7 +4,6 @@ Everything that writes here is called under the store lock (``.locks/store.lock`
 """
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +12,11 @@ from guardrails.errors import DamagedStateError, OperationError
 from guardrails.filesystem import apply_modes, copy_tree, remove_tree, rename_noreplace, sync_filesystem
 from guardrails.locks import FileLock
 from guardrails.manifest import list_files, make_manifest, total_size
-from guardrails.paths import Paths
+from guardrails.paths import STAGE_PREFIX, VERSION_ID, Paths
 from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, utc_now, write_json
 
-VERSION_ID = re.compile(r"v(\d{3,})")
 FILE_MODE, FOLDER_MODE = 0o444, 0o555
 LIVE_FILE_MODE, LIVE_FOLDER_MODE = 0o644, 0o755
-STAGE_PREFIX = ".stage-"
 
 
 def store_lock(paths: Paths) -> FileLock:
@@ -144,7 +141,10 @@ def put_version_back(paths: Paths, metadata: dict[str, Any], tree: Path) -> None
     write_json(stage / "metadata.json", metadata)
     sync_filesystem(stage)
     if final.is_dir():
+        # A folder is moved to another parent only by who may write to it.
+        (stage / "model").chmod(LIVE_FOLDER_MODE)
         rename_noreplace(stage / "model", final / "model")
+        (final / "model").chmod(FOLDER_MODE)
         fsync_folder(final)
         remove_tree(stage)
     else:
@@ -165,9 +165,6 @@ def _link_tree(source: Path, target: Path) -> bool:
     return True
 
 
-def trained_in(paths: Paths, head_version: str | None, data_blake3: str) -> str | None:
-    """The version in the ancestry of ``head_version`` that was trained on this content, or None."""
-    for metadata in lineage(paths, head_version):
-        if any(data["blake3"] == data_blake3 for data in metadata["data"]):
-            return str(metadata["id"])
-    return None
+def trained_contents(paths: Paths, version_id: str | None) -> dict[str, str]:
+    """Which version in the ancestry of ``version_id``, itself included, was trained on which content (BLAKE3)."""
+    return {data["blake3"]: metadata["id"] for metadata in lineage(paths, version_id) for data in metadata["data"]}

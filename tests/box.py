@@ -181,7 +181,13 @@ class Box:
         assert not self.paths.intent.exists()
         leftovers = [
             path
-            for folder in (self.paths.models, self.paths.versions, self.paths.backups, self.paths.status, self.paths.base)
+            for folder in (
+                self.paths.models,
+                self.paths.versions,
+                self.paths.backups,
+                self.paths.status,
+                self.paths.base,
+            )
             for path in folder.iterdir()
             if path.name.startswith(".stage-") or ".tmp-" in path.name
         ]

@@ -33,9 +33,18 @@ def sums(count: int, seed: int) -> list[str]:
 def opposites(count: int, seed: int) -> list[str]:
     """Chats about opposites."""
     source = random.Random(seed)
-    pairs = [("hot", "cold"), ("day", "night"), ("open", "closed"), ("early", "late"), ("loud", "quiet"), ("full", "empty")]
-    return [chat(f"What is the opposite of {one}?", f"The opposite of {one} is {two}.")
-            for one, two in source.choices(pairs + [(two, one) for one, two in pairs], k=count)]
+    pairs = [
+        ("hot", "cold"),
+        ("day", "night"),
+        ("open", "closed"),
+        ("early", "late"),
+        ("loud", "quiet"),
+        ("full", "empty"),
+    ]
+    return [
+        chat(f"What is the opposite of {one}?", f"The opposite of {one} is {two}.")
+        for one, two in source.choices(pairs + [(two, one) for one, two in pairs], k=count)
+    ]
 
 
 def noise(count: int, seed: int) -> list[str]:

@@ -157,9 +157,20 @@ def bad_file(box: Box, name: str, content: bytes) -> str:
 @pytest.mark.training
 def test_rows_that_cannot_be_trained_fail_the_file_with_line_and_reason(box: Box) -> None:
     no_answer = '{"messages": [{"role": "user", "content": "hello"}]}\n'
-    too_long = dump_json({"messages": [
-        {"role": "user", "content": "word " * 500}, {"role": "assistant", "content": "late"}]}, indent=None) + "\n"
-    content = (CHAT * 3 + no_answer + "not json\n" + too_long).encode() + b'{"text": "\xff"}\n' + b'{"text": "' + b"a" * (100 << 20) + b'"}\n'
+    too_long = (
+        dump_json(
+            {"messages": [{"role": "user", "content": "word " * 500}, {"role": "assistant", "content": "late"}]},
+            indent=None,
+        )
+        + "\n"
+    )
+    content = (
+        (CHAT * 3 + no_answer + "not json\n" + too_long).encode()
+        + b'{"text": "\xff"}\n'
+        + b'{"text": "'
+        + b"a" * (100 << 20)
+        + b'"}\n'
+    )
     reason = bad_file(box, "bad.jsonl", content)
     assert "line 4" in reason
     report = json.loads(next(box.paths.runs.glob("*/rows.json")).read_text())
@@ -236,7 +247,10 @@ def test_a_hung_worker_is_killed_and_the_file_tried_again(box: Box) -> None:
     with (box.paths.base / "daemon.out").open("ab") as output:
         box.daemon = subprocess.Popen(
             [sys.executable, "-c", code],
-            cwd=CODE_DIR, env=box.environment(), stdout=output, stderr=output,
+            cwd=CODE_DIR,
+            env=box.environment(),
+            stdout=output,
+            stderr=output,
         )
     box.wait_for_phase("training", run_step=2)
     os.kill(box.workers()[0], signal.SIGSTOP)

@@ -255,3 +255,23 @@ def test_rollback_drops_a_paused_and_a_held_run(box: Box) -> None:
     box.wait_for_end()
     assert box.weights() == good
     box.assert_at_rest()
+
+
+def test_a_run_whose_model_was_exchanged_while_it_stood_still_starts_anew_from_the_model(box: Box) -> None:
+    slow_settings(box)
+    for seed in (1, 2):
+        box.drop(f"{seed}.jsonl", rows=24, seed=seed)
+    box.once()
+    box.drop("3.jsonl", rows=ROWS, seed=3)
+    box.start_daemon()
+    box.wait(lambda: box.progress().get("data_name") == "3.jsonl", "3.jsonl")
+    box.wait_for_phase("training", run_step=2)
+    box.run("model_versioner.py", "restore", "v001", code=20)
+    controller(box, "stop", "--wait", "30")
+    box.wait_for_end()
+    box.run("model_versioner.py", "restore", "v001")
+    box.once()
+    assert [version["parent"] for version in box.versions()] == [None, "v001", "v001"]
+    assert box.versions()[2]["training_steps"] == box.versions()[0]["run_steps"] + box.versions()[2]["run_steps"]
+    assert box.names("completed") == ["1.jsonl", "3.jsonl"]
+    box.assert_at_rest()

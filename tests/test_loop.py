@@ -14,7 +14,7 @@ pytestmark = pytest.mark.training
 def test_two_files_become_two_versions_each_backed_up_and_steps_add_up(box: Box) -> None:
     box.drop("one.jsonl", rows=40, seed=1)
     box.once()
-    box.drop("it's a \"two\"\n 🦙.jsonl", rows=60, seed=2)
+    box.drop('it\'s a "two"\n 🦙.jsonl', rows=60, seed=2)
     box.drop("nested/folder/one.jsonl", rows=24, seed=3)
     box.drop("copy.jsonl", rows=40, seed=1)
     box.once()
@@ -106,8 +106,10 @@ def test_a_rollback_goes_back_one_change_at_a_time_and_each_can_be_undone(box: B
     for seed in (1, 2, 3):
         box.drop(f"{seed}.jsonl", seed=seed)
     box.once()
-    weights = {version["id"]: (box.paths.version(version["id"]) / "model" / "adapter_model.safetensors").read_bytes()
-               for version in box.versions()}
+    weights = {
+        version["id"]: (box.paths.version(version["id"]) / "model" / "adapter_model.safetensors").read_bytes()
+        for version in box.versions()
+    }
     assert box.run("model_versioner.py", "rollback").stdout.splitlines()[0] == "current_model/ is v002"
     assert box.weights() == weights["v002"]
     assert box.names("skipped") == ["3.jsonl"]

@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from guardrails import intake, queue
 from guardrails.errors import BusyError, DamagedStateError, OperationError
 from guardrails.filesystem import move_file
+from guardrails.locks import FileLock
 from guardrails.manifest import hash_file
 from guardrails.paths import PRIORITIES, QUEUE_STATES, Paths
 from guardrails.queue_records import (
@@ -328,6 +329,15 @@ process_inbox(Paths(Path(sys.argv[1])), lambda content: None)
     assert len(base.listing()) == 30
     arrivals = [record.arrival for record in records(base.paths, "normal")]
     assert len(set(arrivals)) == 30
+
+
+def test_a_look_beside_another_intake_waits_for_nobody_and_says_to_look_again(base: Base) -> None:
+    base.drop("a.jsonl")
+    other = FileLock(base.paths.locks / "intake.lock")
+    other.acquire("adding a large file")
+    assert base.take() == intake.Intake(resting=1)
+    other.release()
+    assert len(base.take().queued) == 1
 
 
 # Duplicates

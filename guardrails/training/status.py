@@ -1,13 +1,12 @@
 """What a run shows while it lives: training_status.json and metrics.jsonl."""
 
-import json
 import math
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-from guardrails.state_io import SCHEMA_VERSION, dump_json, utc_now, write_text
+from guardrails.state_io import SCHEMA_VERSION, dump_json, utc_now
 from guardrails.training.job import Job
 
 WRITE_SECONDS = 1.0
@@ -74,11 +73,13 @@ class Metrics:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(dump_json(line, indent=None) + "\n")
 
-    def cut_after(self, step: int) -> None:
-        """Drop the lines of steps after ``step``, which are trained again, and a line torn by a kill."""
-        try:
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        except FileNotFoundError:
-            return
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_text(self.path, "".join(kept))
+    def sync(self) -> int:
+        """Make what was appended survive a power cut; the file's size in bytes, for ``cut``."""
+        with self.path.open("a", encoding="utf-8") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def cut(self, size: int) -> None:
+        """Drop what stands after ``size`` bytes: it is of steps and evaluations that are done again."""
+        if self.path.exists() and self.path.stat().st_size > size:
+            os.truncate(self.path, size)

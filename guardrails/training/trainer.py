@@ -55,6 +55,7 @@ class Progress:
     evaluations: int = 0
     evaluation_due: bool = False
     seconds: float = 0.0
+    metrics_bytes: int = 0
 
 
 class DelayedScalar:
@@ -294,6 +295,7 @@ class RunCallback(TrainerCallback):
         self.check_loss()
         staged = self.stage / f"checkpoint-{state.global_step}"
         self.progress.window_loss = float(self.window_loss)
+        self.progress.metrics_bytes = self.metrics.sync()
         progress = asdict(self.progress) | {"seconds": self.seconds()}
         (staged / PROGRESS).write_text(dump_json(progress) + "\n", encoding="utf-8")
         np.save(staged / TIMES_TRAINED, self.times_trained)
@@ -381,9 +383,13 @@ class RunCallback(TrainerCallback):
         """Seconds of all attempts up to now."""
         return self.progress.seconds + time.monotonic() - self.started
 
-    def restore(self, checkpoint: Path) -> None:
-        """Go on from what ``checkpoint`` holds beyond Trainer's own state."""
+    def restore(self, checkpoint: Path | None) -> None:
+        """Go on from what ``checkpoint`` holds beyond Trainer's own state; from nothing without one."""
+        if checkpoint is None:
+            self.metrics.cut(0)
+            return
         self.progress = Progress(**json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
+        self.metrics.cut(self.progress.metrics_bytes)
         self.window_loss = self.progress.window_loss
         self.times_trained = np.load(checkpoint / TIMES_TRAINED)
         self.saved_step = step_of(checkpoint)

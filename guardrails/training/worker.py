@@ -61,7 +61,7 @@ class Run:
             RunError: the run cannot go on.
         """
         self.status.show_phase("importing")
-        from guardrails.training.checkpoints import Checkpoints, fsync_tree, step_of
+        from guardrails.training.checkpoints import Checkpoints, fsync_tree
         from guardrails.training.model import load_model, save_adapter
         from guardrails.training.trainer import Interrupted, RunCallback, StopRequest, build_trainer
 
@@ -76,7 +76,6 @@ class Run:
         checkpoints = Checkpoints(self.folder, self.job_blake3, train.items.digest())
         checkpoint = checkpoints.find_newest()
         metrics = Metrics(self.folder / "metrics.jsonl")
-        metrics.cut_after(step_of(checkpoint) if checkpoint else -1)
         model = load_model(self.job, train.items.highest_token())
         request = StopRequest(self.folder, self.daemon_pid)
         callback = RunCallback(
@@ -89,8 +88,8 @@ class Run:
             stage=self.stage,
         )
         self.callback = callback
+        callback.restore(checkpoint)
         if checkpoint:
-            callback.restore(checkpoint)
             print(f"going on from {checkpoint.name}", flush=True)
         trainer = build_trainer(
             self.job, model=model, tokenizer=tokenizer, train=train, evaluation=evaluation, run=callback

@@ -146,6 +146,11 @@ def test_a_signal_in_an_evaluation_cuts_it_saves_and_makes_it_up_later(
         assert worker.wait() == 0
         outcome = run.read("outcome.json")
         assert (outcome["run_steps"], outcome["evaluations"]) == (4, 1)
+        # Made up, and made up again after a kill, it still counts once.
+        worker = spawner.start(run)
+        wait_until(lambda: run.status()["total_evals"] == 2 or worker.poll() is not None, "the evaluation")
+        worker.send(signal.SIGKILL)
+        worker.wait()
         assert spawner.train(run) == 0
     assert run.result() == whole.result()
 

@@ -1,0 +1,98 @@
+"""Versions without training: runs as a worker would have left them, published by the real code."""
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+from guardrails.config import starting_config
+from guardrails.live_model import back_up_version, publish_run
+from guardrails.manifest import make_manifest
+from guardrails.paths import Paths
+from guardrails.runs import new_run_id, write_job
+from guardrails.state_io import write_json
+from guardrails.change import say_nothing
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def safetensors(content: bytes) -> bytes:
+    """A valid safetensors file with one tensor of these bytes."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [len(content)], "data_offsets": [0, len(content)]}}).encode()
+    return struct.pack("<Q", len(header)) + header + content
+
+
+def make_store(base: Path, versions: int = 3, weight_bytes: int = 5000, backups: bool = False) -> Paths:
+    """A base dir with this many published versions, each with other weights and a file that never changes."""
+    paths = Paths(base)
+    for folder in paths.folders():
+        folder.mkdir(parents=True, exist_ok=True)
+    paths.config.write_text(starting_config(base_model="base", max_length=64))
+    for number in range(1, versions + 1):
+        version = publish(paths, number, weight_bytes)
+        if backups:
+            back_up_version(paths, version)
+    return paths
+
+
+def publish(paths: Paths, number: int, weight_bytes: int = 5000, **job: Any) -> str:
+    """Publish a run whose weights are ``number`` all over; its version's id."""
+    run_id = make_run(paths, number, weight_bytes, **job)
+    return str(publish_run(paths, run_id, say_nothing)["id"])
+
+
+def make_run(paths: Paths, number: int, weight_bytes: int = 5000, **job: Any) -> str:
+    """A completed run that was not published yet."""
+    from guardrails.head import read_head
+
+    data = f"{number:064x}"
+    run_id = new_run_id(paths, f"{number:08x}")
+    parent = read_head(paths)["version"]
+    fingerprint = {"blake3": "f" * 64, "files": []}
+    write_job(
+        paths,
+        {
+            "run_id": run_id,
+            "data_name": f"{number}.jsonl",
+            "data_blake3": data,
+            "parent_version": parent,
+            "start_steps": 10 * (number - 1),
+            "config": {"base_model": "base", "max_length": 64},
+            "base_model_files": fingerprint,
+            **job,
+        },
+    )
+    output = paths.run(run_id) / "output"
+    output.mkdir()
+    (output / "adapter_config.json").write_text('{"r": 16}')
+    (output / WEIGHTS).write_bytes(safetensors(bytes([number % 256]) * weight_bytes))
+    write_json(
+        paths.run(run_id) / "outcome.json",
+        {
+            "schema_version": 1,
+            "run_id": run_id,
+            "result": "completed",
+            "run_steps": 10,
+            "loss": 1.0,
+            "eval_loss": 1.0,
+            "eval_loss_before": 2.0,
+            "evaluations": 2,
+            "rows": {"total": 5, "trained": 5, "held_out": 0, "bad": 0, "cut": 0},
+            "libraries": {},
+            "files": make_manifest(output),
+        },
+    )
+    return run_id
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / WEIGHTS).read_bytes()
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Write into the very inode, as a careless program run by root does."""
+    path.chmod(0o644)
+    descriptor = os.open(path, os.O_WRONLY)
+    os.pwrite(descriptor, content, 0)
+    os.close(descriptor)

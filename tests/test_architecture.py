@@ -1,0 +1,197 @@
+"""The layer rules of docs/design.md, held against the sources themselves."""
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+
+from guardrails.paths import CODE_DIR
+
+# Lowest first: a module of guardrails/ imports from lower layers only. The scripts stand above all of them.
+LAYERS = (
+    ("__init__", "bootstrap", "errors", "gpu", "paths", "signature", "state_schema"),
+    ("locks", "manifest", "state_io"),
+    ("cli", "config", "filesystem", "queue_records", "signals", "state", "worker_process"),
+    ("config_lock", "findings", "queue", "runs", "state_text", "versions"),
+    ("backups", "head", "intake", "state_document"),
+    ("change", "preflight"),
+    ("live_model",),
+    ("daemon",),
+)
+# The worker's side stands apart: it knows these, and of the rest only scripts know it.
+WORKER = "guardrails.training"
+BELOW_WORKER = ("errors", "locks", "manifest", "state_io")
+USERS_OF_WORKER = {"training_queue"}  # validate, which is a run's data check without the run
+
+EDGE = {"guardrails.cli"}
+TRAINING = {WORKER}
+LIBRARIES = {
+    **dict.fromkeys(("click", "rich"), EDGE),
+    "pydantic": {"guardrails.config", "guardrails.state_schema"},
+    **dict.fromkeys(("accelerate", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers"), TRAINING),
+}
+# Who may write to, rename or delete a file, and which. Making a folder is free.
+WRITERS = {
+    "guardrails.backups": "models/backups/",
+    "guardrails.cli": "/dev/null, for a reader that closed the pipe",
+    "guardrails.change": "current_model/, models/retired/, models/trash/, models/intent.json",
+    "guardrails.daemon": "logs/, and a run's outcome when the run goes on",
+    "guardrails.filesystem": "what the owners below ask it to",
+    "guardrails.intake": "inbox/, and copies on their way into queue/",
+    "guardrails.live_model": "copies that a person asked for",
+    "guardrails.locks": ".locks/",
+    "guardrails.queue": "queue/",
+    "guardrails.runs": "what only a run that goes on needs",
+    "guardrails.signals": "control/",
+    "guardrails.state_document": "leftovers of .system_state.json",
+    "guardrails.state_io": "state files",
+    "guardrails.versions": "models/versions/",
+    "guardrails.worker_process": "request.json and worker.log of a run",
+    WORKER: "runs/<run id>/ and status/training_status.json",
+}
+WRITING_METHODS = {
+    "chmod",
+    "hardlink_to",
+    "rename",
+    "rmdir",
+    "symlink_to",
+    "touch",
+    "unlink",
+    "write_bytes",
+    "write_text",
+}
+WRITING_FUNCTIONS = {
+    "os": {
+        "chmod",
+        "fchmod",
+        "ftruncate",
+        "link",
+        "remove",
+        "rename",
+        "replace",
+        "rmdir",
+        "symlink",
+        "truncate",
+        "unlink",
+    },
+    "shutil": {"copy", "copy2", "copyfile", "copytree", "move", "rmtree"},
+}
+OWN_WRITING_FUNCTIONS = {"copy_file", "copy_tree", "exchange", "move_file", "remove_tree", "rename_noreplace"}
+WRITING_FLAGS = {"O_APPEND", "O_CREAT", "O_RDWR", "O_TRUNC", "O_WRONLY"}
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Every module that a source may import, wherever in it; names imported from a module count as its submodules."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, "imports are absolute"
+            found.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
+    return found
+
+
+def is_write(call: ast.Call) -> bool:
+    """Whether a call writes, renames or deletes, as far as its text tells."""
+    function = call.func
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    owner = function.value.id if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) else ""
+    if name == "open" and owner == "os":
+        return any(isinstance(node, ast.Attribute) and node.attr in WRITING_FLAGS for node in ast.walk(call))
+    if name in ("open", "fdopen"):
+        modes = [a.value for a in (*call.args, *(k.value for k in call.keywords)) if isinstance(a, ast.Constant)]
+        return any(isinstance(mode, str) and len(mode) < 4 and not {*mode}.isdisjoint("wax+") for mode in modes)
+    if owner in WRITING_FUNCTIONS:
+        return name in WRITING_FUNCTIONS[owner]
+    if isinstance(function, ast.Name):
+        return name in OWN_WRITING_FUNCTIONS
+    # Path.replace takes one argument, str.replace two.
+    return name in WRITING_METHODS or (name == "replace" and len(call.args) == 1 and not call.keywords)
+
+
+def violations(modules: dict[str, str]) -> Iterator[str]:
+    """Each rule that the sources break, one sentence a case."""
+    ranks = {f"guardrails.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer}
+    below_worker = {f"guardrails.{name}" for name in BELOW_WORKER}
+    for name, source in modules.items():
+        in_library, on_worker = name.startswith("guardrails."), name.startswith(WORKER)
+        side = WORKER if on_worker else name
+        tree = ast.parse(source)
+        if in_library and not on_worker and name not in ranks:
+            yield f"{name} has no layer"
+        for other in sorted(imported(tree)):
+            if other in modules and not other.startswith("guardrails") and in_library:
+                yield f"{name} imports the script {other}"
+            if other.startswith(WORKER) and not on_worker and name not in USERS_OF_WORKER:
+                yield f"{name} imports {other} of the worker's side"
+            if other in ranks and on_worker and other not in below_worker:
+                yield f"{name} imports {other} of the daemon's side"
+            if other in ranks and name in ranks and ranks[other] >= ranks[name]:
+                yield f"{name} imports {other}, which is not below it"
+        for library in sorted({other.partition(".")[0] for other in imported(tree)} & LIBRARIES.keys()):
+            at_the_edge = LIBRARIES[library] is EDGE and not in_library
+            if side not in LIBRARIES[library] and not at_the_edge:
+                yield f"{name} imports {library}"
+        if side not in WRITERS:
+            calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+            yield from (f"{name}:{call.lineno} writes: {ast.unparse(call)}" for call in calls if is_write(call))
+
+
+def sources() -> dict[str, str]:
+    paths = [*CODE_DIR.glob("*.py"), *CODE_DIR.glob("guardrails/**/*.py")]
+    names = (".".join(path.relative_to(CODE_DIR).with_suffix("").parts) for path in paths)
+    return {name: path.read_text(encoding="utf-8") for name, path in zip(names, paths, strict=True)}
+
+
+def test_the_sources_keep_the_layers() -> None:
+    assert list(violations(sources())) == []
+
+
+def test_every_layer_and_writer_exists() -> None:
+    names = sources().keys()
+    assert {f"guardrails.{name}" for layer in LAYERS for name in layer} <= names
+    assert WRITERS.keys() - {WORKER} <= names
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "problem"),
+    [
+        ("guardrails.queue", "from guardrails.daemon import Daemon", "is not below it"),
+        ("guardrails.queue", "def late():\n    from guardrails import versions", "is not below it"),
+        ("guardrails.daemon", "import training_queue", "imports the script training_queue"),
+        ("guardrails.daemon", "from guardrails.training.job import load_job", "of the worker's side"),
+        ("model_versioner", "import guardrails.training.worker", "of the worker's side"),
+        ("guardrails.training.worker", "from guardrails.versions import add_version", "of the daemon's side"),
+        ("guardrails.daemon", "import click", "imports click"),
+        ("guardrails.state", "from pydantic import BaseModel", "imports pydantic"),
+        ("guardrails.daemon", "import torch.nn, torch", "imports torch"),
+        ("model_versioner", "from transformers import Trainer", "imports transformers"),
+        ("guardrails.novelty", "", "has no layer"),
+        ("guardrails.head", "import os\nos.rename(a, b)", "writes"),
+        ("guardrails.head", "path.unlink(missing_ok=True)", "writes"),
+        ("guardrails.head", "path.replace(other)", "writes"),
+        ("guardrails.head", "path.open('ab')", "writes"),
+        ("guardrails.head", "open(path, mode='w', encoding='utf-8')", "writes"),
+        ("guardrails.head", "import os\nos.open(path, os.O_RDONLY | os.O_CREAT)", "writes"),
+        ("guardrails.head", "import shutil\nshutil.rmtree(path)", "writes"),
+        ("backup_manager", "remove_tree(path)", "writes"),
+    ],
+)
+def test_a_violation_is_found(name: str, source: str, problem: str) -> None:
+    found = list(violations({**sources(), name: source}))
+    assert len(found) == 1, found
+    assert problem in found[0]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "text.replace('a', 'b')",
+        "path.open('rb')",
+        "open(path, encoding='ascii')",
+        "import os\nos.open(path, os.O_RDONLY)",
+    ],
+)
+def test_reading_is_no_violation(source: str) -> None:
+    assert list(violations({**sources(), "guardrails.head": source})) == []
