@@ -64,6 +64,8 @@ def finish_pending(paths: Paths, announce: Announce = say_nothing) -> None:
     if intent is not None:
         announce(f"finishing the interrupted {intent['operation']}")
         carry_out(paths, intent, announce)
+    for path in (paths.config, paths.config_lock):
+        remove_temporary_files(paths.base, path)
     for folder in (paths.models, paths.versions, backups_folder(paths)):
         if not folder.is_dir():
             continue

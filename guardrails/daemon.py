@@ -44,7 +44,7 @@ from guardrails.runs import (
     write_job,
 )
 from guardrails.signals import Signal, is_stronger
-from guardrails.state_io import SCHEMA_VERSION, read_json, utc_now, write_json
+from guardrails.state_io import SCHEMA_VERSION, read_json, remove_temporary_files, utc_now, write_json
 from guardrails.versions import lineage, read_metadata, store_lock
 from guardrails.worker_process import GRACE_SECONDS, HANG_SECONDS, Action, WorkerProcess, last_log_line
 
@@ -134,6 +134,7 @@ class Daemon:
         with store_lock(self.paths).hold("daemon start", ORPHAN_SECONDS):
             finish_pending(self.paths, self.log)
         self._await_orphans()
+        remove_temporary_files(self.paths.status)
         self._drop_abandoned_runs()
         check_before_training(self.paths)
         self._publish_state("idle")

@@ -115,12 +115,16 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def remove_temporary_files(folder: Path) -> None:
-    """Remove what killed writers left in ``folder``; call it under the folder's lock."""
+def remove_temporary_files(folder: Path, of: Path | None = None) -> None:
+    """Remove what killed writers left in ``folder``, or only what they left of the file ``of``.
+
+    Call it under the lock that its writers hold.
+    """
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
         return
     for name in names:
-        if TEMPORARY.search(name):
+        match = TEMPORARY.search(name)
+        if match and (of is None or name[: match.start()] == of.name):
             (folder / name).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from guardrails.filesystem import apply_modes, copy_tree, remove_tree, rename_no
 from guardrails.locks import FileLock
 from guardrails.manifest import list_files, make_manifest, total_size
 from guardrails.paths import STAGE_PREFIX, VERSION_ID, Paths
-from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, utc_now, write_json
+from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, remove_temporary_files, utc_now, write_json
 
 FILE_MODE, FOLDER_MODE = 0o444, 0o555
 LIVE_FILE_MODE, LIVE_FOLDER_MODE = 0o644, 0o755
@@ -105,6 +105,7 @@ def add_version(
     model = stage / "model"
     if how == "move":
         stage.mkdir(parents=True, exist_ok=True)
+        remove_temporary_files(stage)
         if not model.exists():
             source.rename(model)
     else:

@@ -120,8 +120,8 @@ def violations(modules: dict[str, str]) -> Iterator[str]:
         tree = ast.parse(source)
         if in_library and not on_worker and name not in ranks:
             yield f"{name} has no layer"
-        for other in sorted(imported(tree)):
-            if other in modules and not other.startswith("guardrails") and in_library:
+        for other in sorted(imported(tree) & modules.keys()):
+            if in_library and not other.startswith("guardrails"):
                 yield f"{name} imports the script {other}"
             if other.startswith(WORKER) and not on_worker and name not in USERS_OF_WORKER:
                 yield f"{name} imports {other} of the worker's side"
