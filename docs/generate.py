@@ -157,5 +157,4 @@ def main(check: bool) -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(CODE_DIR))
     sys.exit(main(standalone_mode=False))

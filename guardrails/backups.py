@@ -102,7 +102,7 @@ def add_backup(
         if version_metadata is not None and (problems := find_damage(stage / "model", version_metadata["files"])):
             raise IntegrityError(
                 f"{tree} is not {version_metadata['id']} any more: {problems[0]}",
-                f"model_versioner.py restore {version_metadata['id']} puts it back, or model_versioner.py create saves it as it is",
+                f"model_versioner.py restore {version_metadata['id']} puts it back, model_versioner.py create saves it",
             )
         sync_filesystem(stage)
         if problems := find_damage(stage / "model", files, from_disk=True):

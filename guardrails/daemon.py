@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from guardrails import intake, queue, signals
@@ -171,7 +172,9 @@ class Daemon:
         )
         if error is not None:
             self.log(f"ended: {error}")
-        self._publish_progress("stopped" if self._open_record() else "idle")
+        # A state file that cannot be read is left alone; the error that it was is reported already.
+        with contextlib.suppress(GuardrailsError):
+            self._publish_progress("stopped" if self._open_record() else "idle")
         self._publish_state("stopped", reason=str(error) if error else None, exit_code=exit_code)
         for left in signals.clear(self.paths):
             self.log(f"removed a {left.action} signal that came too late")
@@ -271,6 +274,8 @@ class Daemon:
         if found.action == "skip":
             if record is None:
                 self._acknowledge(found, "nothing_to_do", "no file was being trained")
+            elif self._is_completed(record):
+                self._acknowledge(found, "nothing_to_do", "its training is complete; rollback undoes it")
             else:
                 self._skip(record, found.reason)
                 self._acknowledge(found, "done", record.name)
@@ -299,9 +304,7 @@ class Daemon:
 
     def _acknowledge(self, obeyed: Signal, result: str, detail: str | None = None) -> None:
         """Answer a signal; weaker ones that wait beside it are superseded."""
-        self.log(
-            f"{obeyed.action}: {result}{f', {detail}' if detail else ''}{f' ({obeyed.reason})' if obeyed.reason else ''}"
-        )
+        self.log(f"{obeyed.action}: " + ", ".join(filter(None, (result, detail, obeyed.reason))))
         if result == "done":
             signals.supersede_weaker(self.paths, obeyed.action)
         signals.acknowledge(self.paths, obeyed, result, detail)
@@ -310,25 +313,28 @@ class Daemon:
 
     def _process(self, record: Record) -> None:
         """Bring one data file as far as it goes: published, failed, skipped, or at rest in ``processing/``."""
-        name = record.name
-        run_id = record.run_id if record.state == "processing" else None
-        if run_id is not None:
-            outcome = read_outcome(self.paths, run_id)
-            if outcome is not None and outcome["result"] == "completed":
-                self._publish(record)
-                return
-        claimed = record if run_id else self._claim(record)
+        is_open = record.state == "processing"
+        if is_open and self._is_completed(record):
+            self._publish(record)
+            return
+        claimed = record if is_open else self._claim(record)
         if claimed is None:
             return
         self._publish_state("training", claimed)
         try:
             preflight = check_before_training(self.paths, data_bytes=claimed.size)
-            claimed = self._freeze_job(claimed, preflight)
+            frozen = self._freeze_job(claimed, preflight)
         except (GuardrailsError, OSError):
             if read_job(self.paths, run_of(claimed)) is None:
-                queue.requeue(self.paths, name)
+                queue.requeue(self.paths, claimed.name)
             raise
-        self._train(claimed, preflight.config)
+        if frozen is not None:
+            self._train(frozen, preflight.config)
+
+    def _is_completed(self, record: Record) -> bool:
+        """Whether all that is left to do for an open run is to publish it."""
+        outcome = read_outcome(self.paths, run_of(record))
+        return outcome is not None and outcome["result"] == "completed"
 
     def _claim(self, record: Record) -> Record | None:
         """The record in ``processing/`` with a run of its own; None if it turned out a duplicate.
@@ -350,13 +356,16 @@ class Daemon:
         self.paths.run(run_id).mkdir(parents=True)
         return queue.claim(self.paths, record.name, run_id)
 
-    def _freeze_job(self, record: Record, preflight: Preflight) -> Record:
+    def _freeze_job(self, record: Record, preflight: Preflight) -> Record | None:
         """Save the model as it is, and write what the run is to do; one that goes on keeps its job.
 
-        A run whose parent is no longer the model starts anew, as another run.
+        A run whose parent is no longer the model starts anew, as another run. None if a rollback dropped it.
         """
         paths, config = self.paths, preflight.config
         with open_store(paths, f"preparing {record.name}", self.log):
+            still_open = self._open_record()
+            if still_open is None or still_open.run_id != record.run_id:
+                return None
             version = self._save_model(record)
             if not preflight.is_locked:
                 write_json(paths.config_lock, make_lock(config, preflight.fingerprint, "first training"))
@@ -591,19 +600,19 @@ class Daemon:
             "reason": reason,
         }
         if document != self.published:
-            self.published = document
             ended_at = utc_now() if exit_code is not None else None
-            self._write(
-                self.paths.daemon_status,
-                {**document, "updated_at": utc_now(), "ended_at": ended_at, "exit_code": exit_code},
-            )
+            complete = {**document, "updated_at": utc_now(), "ended_at": ended_at, "exit_code": exit_code}
+            if self._write(self.paths.daemon_status, complete):
+                self.published = document
 
-    def _write(self, path: Any, document: dict[str, Any]) -> None:
-        """Write a status file; a full disk must not end the daemon that waits for it to be freed."""
+    def _write(self, path: Path, document: dict[str, Any]) -> bool:
+        """Write a status file if possible: a full disk must not end the daemon that waits for it to be freed."""
         try:
             write_json(path, document)
         except OSError as error:
             self.log(f"cannot write {path}: {error.strerror}")
+            return False
+        return True
 
     def log(self, line: str) -> None:
         """One line to the day's log and to stderr; where the log cannot be written, to stderr alone."""

@@ -1,4 +1,4 @@
-"""What people and the daemon do with ``current_model/``: save it, publish a run, go back, put a version in its place."""
+"""What people and the daemon do with ``current_model/``: save it, publish a run, go back, restore."""
 
 import shlex
 import time
@@ -152,6 +152,7 @@ def restore(paths: Paths, version_id: str, announce: Announce) -> Outcome:
         OperationError: no such version, or it was removed.
         IntegrityError: the version is damaged and no second copy heals it; ``current_model/`` is as before.
     """
+    _finish_completed_run(paths, announce)
     with open_store(paths, f"restoring {version_id}", announce):
         _refuse_while_training(paths)
         return _restore(paths, version_id, announce)
@@ -214,18 +215,24 @@ def rollback(paths: Paths, announce: Announce) -> Outcome:
     record = processing(paths)
     if record is not None and _is_held_in_memory(paths, record):
         return _drop_held_run(paths, record, announce)
+    _finish_completed_run(paths, announce)
     with open_store(paths, "rolling back", announce):
         _refuse_while_training(paths)
         record = processing(paths)
-        outcome = read_outcome(paths, run_of(record)) if record else None
-        if record is not None and (outcome is None or outcome["result"] != "completed"):
-            return _drop_open_run(paths, record, announce)
-    if record is not None:
-        # Completed, and its daemon died before it was published: that is finished first, then undone.
+        return _drop_open_run(paths, record, announce) if record else _go_back(paths, announce)
+
+
+def _finish_completed_run(paths: Paths, announce: Announce) -> None:
+    """Publish a run that was completed when its daemon died or was held: it is in the model before anything else is.
+
+    Raises:
+        BusyError: a run trains.
+    """
+    _refuse_while_training(paths)
+    record = processing(paths)
+    outcome = read_outcome(paths, run_of(record)) if record else None
+    if record is not None and outcome is not None and outcome["result"] == "completed":
         finish_published_run(paths, record, publish_run(paths, run_of(record), announce))
-    with open_store(paths, "rolling back", announce):
-        _refuse_while_training(paths)
-        return _go_back(paths, announce)
 
 
 def _drop_open_run(paths: Paths, record: Record, announce: Announce) -> Outcome:
@@ -394,10 +401,12 @@ def restore_backup(paths: Paths, backup_id: str, target: Path | None, announce: 
     folder = backups_folder(paths)
     metadata = read_backup(folder, backup_id)
     tree = folder / backup_id / "model"
+    source = paths.base / metadata["source"].rstrip("/")
+    if target is None and source == paths.current_model:
+        _finish_completed_run(paths, announce)
     with open_store(paths, f"restoring {backup_id}", announce):
         if problems := find_damage(tree, metadata["files"], from_disk=True):
             raise IntegrityError(f"{backup_id} is damaged: {problems[0]}", "backup_manager.py list shows the others")
-        source = paths.base / metadata["source"].rstrip("/")
         if target is not None:
             if target.exists():
                 raise OperationError(f"{target} exists", "name a folder that does not exist yet")

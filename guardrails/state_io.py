@@ -93,11 +93,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
             raise ValueError(f"larger than {MAX_STATE_BYTES} bytes")
         document = json.loads(content)
         if not isinstance(document, dict):
-            raise ValueError("not a JSON object")
-    except (ValueError, RecursionError) as error:
+            raise TypeError("not a JSON object")
+    except (ValueError, TypeError, RecursionError) as error:
         raise DamagedStateError(
             f"{path} is damaged: {error}",
-            f"nothing was changed; look at it, and move it away only if you know what it held: mv '{path}' '{path}.damaged'",
+            f"it was left as it is; once you know what it held, move it away: mv '{path}' '{path}.damaged'",
         ) from error
     version = document.get("schema_version", SCHEMA_VERSION)
     if not isinstance(version, int) or version > SCHEMA_VERSION:

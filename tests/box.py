@@ -18,7 +18,20 @@ from guardrails.state_io import dump_json, read_json
 from guardrails.versions import is_kept, list_version_ids, read_metadata
 
 DEADLINE_SECONDS = 90.0
-WORDS = "river stone lamp garden winter paper quiet silver morning window bread letter forest cloud road hand".split()
+WORDS = [
+    "river",
+    "stone",
+    "lamp",
+    "garden",
+    "winter",
+    "paper",
+    "quiet",
+    "silver",
+    "morning",
+    "window",
+    "bread",
+    "letter",
+]
 
 
 def make_rows(count: int, seed: int, words: int = 6) -> list[dict[str, Any]]:

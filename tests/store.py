@@ -6,13 +6,13 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from guardrails.change import say_nothing
 from guardrails.config import starting_config
 from guardrails.live_model import back_up_version, publish_run
 from guardrails.manifest import make_manifest
 from guardrails.paths import Paths
 from guardrails.runs import new_run_id, write_job
 from guardrails.state_io import write_json
-from guardrails.change import say_nothing
 
 WEIGHTS = "adapter_model.safetensors"
 

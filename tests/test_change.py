@@ -12,12 +12,15 @@ from guardrails.config import load_config
 from guardrails.errors import IntegrityError, OperationError
 from guardrails.filesystem import UnsupportedError
 from guardrails.head import read_head
+from guardrails.intake import add_file
 from guardrails.live_model import back_up, back_up_version, restore, restore_backup, rollback, save_version
 from guardrails.manifest import find_damage
 from guardrails.paths import Paths
+from guardrails.queue import claim
+from guardrails.queue_records import processing
 from guardrails.state_io import read_json, write_json
 from guardrails.versions import is_kept, list_version_ids, read_metadata
-from tests.store import WEIGHTS, make_store, overwrite, publish, weights_of
+from tests.store import WEIGHTS, make_run, make_store, overwrite, publish, weights_of
 
 
 @pytest.fixture
@@ -281,3 +284,28 @@ def test_finishing_a_pending_change_comes_before_any_other(paths: Paths, monkeyp
     assert json.loads(paths.head.read_text())["operation"] == "rollback"
     assert all(is_kept(paths, version) for version in ("v001", "v002", "v003"))
     assert live_model.rollback(paths, say_nothing).version is None
+
+
+def open_run(paths: Paths, number: int) -> str:
+    """A completed run whose daemon died before it was published; its run id."""
+    run_id = make_run(paths, number)
+    content = f"{number}\n".encode()
+    source = paths.base / f"{number}.jsonl"
+    source.write_bytes(content)
+    add_file(paths, source, "normal", lambda _: None)
+    claim(paths, source.name, run_id)
+    return run_id
+
+
+def test_a_completed_run_is_published_before_a_restore_and_not_after_it(paths: Paths) -> None:
+    open_run(paths, 4)
+    restore(paths, "v001", say_nothing)
+    assert list_version_ids(paths) == ["v001", "v002", "v003", "v004"]
+    assert processing(paths) is None
+    assert_whole(paths, "v001")
+
+
+def test_a_completed_run_is_published_and_then_undone_by_a_rollback(paths: Paths) -> None:
+    open_run(paths, 4)
+    assert rollback(paths, say_nothing).undo == "model_versioner.py restore v004"
+    assert_whole(paths, "v003")

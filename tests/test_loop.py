@@ -149,3 +149,23 @@ def test_retry_trains_what_was_undone(box: Box) -> None:
     assert [version["id"] for version in box.versions()] == ["v001", "v002"]
     assert box.head() == "v002"
     assert box.versions()[0]["files"] == box.versions()[1]["files"]
+
+
+def test_a_backup_that_fails_holds_the_queue_and_says_why(box: Box) -> None:
+    elsewhere = box.paths.base / "elsewhere"
+    elsewhere.write_text("a file where the folder should be")
+    box.configure(base_model=box.settings["base_model"], backup_dir="elsewhere")
+    box.drop("one.jsonl", seed=1)
+    box.drop("two.jsonl", seed=2)
+    assert "elsewhere" in box.once(code=1).stderr
+    assert (box.head(), box.names("processing"), box.names("normal")) == ("v001", ["one.jsonl"], ["two.jsonl"])
+    box.start_daemon()
+    box.wait(lambda: box.state()["state"] == "held", "held")
+    assert "elsewhere" in box.state()["reason"]
+    assert any("held" in line for line in box.run("state_tracker.py", "--warnings").stdout.splitlines())
+    elsewhere.unlink()
+    box.run("training_controller.py", "resume", "--wait", "30")
+    box.wait(lambda: box.head() == "v002" and not box.names("processing"), "v002")
+    box.run("training_controller.py", "stop", "--wait", "30")
+    box.wait_for_end()
+    assert [backup["version"] for backup in box.json("backup_manager.py", "list")] == ["v001", "v002"]

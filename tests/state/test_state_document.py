@@ -12,10 +12,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from guardrails import backups, versions
+from guardrails import versions
 from guardrails.config import LOCKED_KEYS, Config
 from guardrails.paths import CODE_DIR, Paths
-from guardrails.state import BACKUP_ID, LOCKED_DEFAULTS, STAGE_PREFIX, STATUSES, VERSION_ID, Facts, true_status
+from guardrails.state import LOCKED_DEFAULTS, STATUSES, Facts, true_status
 from guardrails.state_document import update_document
 from guardrails.state_schema import SystemState, make_schema
 from tests.state.building import SCRIPT, BaseDir, Json, healthy, run_tracker
@@ -329,9 +329,6 @@ def test_what_is_repeated_for_speed_is_the_same_as_where_it_belongs() -> None:
     defaults = Config().model_dump()
     assert {key: defaults[key] for key in LOCKED_KEYS} == LOCKED_DEFAULTS
     assert tuple(LOCKED_DEFAULTS) == LOCKED_KEYS
-    assert versions.VERSION_ID.pattern == VERSION_ID.pattern
-    assert versions.STAGE_PREFIX == STAGE_PREFIX
-    assert backups.BACKUP_ID.pattern == BACKUP_ID.pattern
     assert versions.store_lock(Paths(Path("/x"))).path == Path("/x/.locks/store.lock")
 
 
