@@ -36,11 +36,12 @@ from guardrails.cli import (
     pass_invocation,
     print_json,
     print_table,
+    read_each,
     run,
     show_name,
     version_option,
 )
-from guardrails.errors import IntegrityError
+from guardrails.errors import DamagedStateError, IntegrityError
 from guardrails.live_model import back_up, restore_backup
 
 MEBIBYTE = 1 << 20
@@ -49,6 +50,14 @@ MEBIBYTE = 1 << 20
 def summarize(metadata: dict[str, Any]) -> dict[str, Any]:
     keys = ("id", "created_at", "type", "reason", "source", "version", "size", "verified_at")
     return {key: metadata[key] for key in keys}
+
+
+def find_problems(folder: Path, backup_id: str) -> list[str]:
+    """What is wrong with a backup, unreadable metadata included."""
+    try:
+        return verify_backup(folder, backup_id)
+    except DamagedStateError as error:
+        return [error.message]
 
 
 @click.group(help=__doc__.split("\n\n", maxsplit=1)[0])
@@ -79,7 +88,8 @@ def backup(invocation: Invocation, path: str, backup_type: BackupType, reason: s
 @pass_invocation
 def list_backups(invocation: Invocation) -> None:
     folder = backups_folder(invocation.paths)
-    rows = [summarize(read_backup(folder, backup_id)) for backup_id in list_backup_ids(folder)]
+    good, damaged = read_each(list_backup_ids(folder), lambda backup_id: read_backup(folder, backup_id))
+    rows = [summarize(metadata) for metadata in good]
     if invocation.as_json:
         print_json(rows)
     elif rows:
@@ -101,6 +111,10 @@ def list_backups(invocation: Invocation) -> None:
         )
     else:
         click.echo("no backups yet")
+    if damaged:
+        raise DamagedStateError(
+            f"not listed: {'; '.join(damaged)}", "backup_manager.py backup current_model/ makes a new one"
+        )
 
 
 @main.command(help="Read backups from the disk and compare every byte with what was saved.")
@@ -113,7 +127,7 @@ def verify(invocation: Invocation, backup_id: str | None, every: bool) -> None:
     if every and backup_id:
         raise click.UsageError("give an ID or --all, not both")
     ids = [backup_id] if backup_id else list_backup_ids(folder)
-    damage = {name: verify_backup(folder, name) for name in ids}
+    damage = {name: find_problems(folder, name) for name in ids}
     if invocation.as_json:
         print_json([{"id": name, "ok": not problems, "problems": problems} for name, problems in damage.items()])
     else:

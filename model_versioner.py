@@ -28,13 +28,15 @@ from guardrails.cli import (
     pass_invocation,
     print_json,
     print_table,
+    read_each,
     run,
     show_name,
     version_option,
 )
-from guardrails.errors import OperationError
+from guardrails.errors import DamagedStateError, OperationError
 from guardrails.head import read_head
 from guardrails.live_model import Outcome, copy_version, restore, rollback, save_version
+from guardrails.state_io import read_json
 from guardrails.versions import is_kept, lineage, list_version_ids, parse_version_id, read_metadata
 
 MEBIBYTE = 1 << 20
@@ -126,14 +128,21 @@ def create(invocation: Invocation, description: str) -> None:
 @pass_invocation
 def list_versions(invocation: Invocation) -> None:
     paths = invocation.paths
-    head = read_head(paths)["version"]
-    rows = [summarize(read_metadata(paths, id_), head) for id_ in list_version_ids(paths) if is_kept(paths, id_)]
+    kept = [version for version in list_version_ids(paths) if is_kept(paths, version)]
+    good, damaged = read_each(kept, lambda version: read_metadata(paths, version))
+    head = read_head(paths)["version"] if not damaged else (read_json(paths.head) or {}).get("version")
+    rows = [summarize(metadata, head) for metadata in good]
     if invocation.as_json:
         print_json(rows)
     elif rows:
         version_table(rows)
     else:
         click.echo("no versions yet")
+    if damaged:
+        raise DamagedStateError(
+            f"not listed: {'; '.join(damaged)}",
+            "backup_manager.py list shows the second copies, backup_manager.py restore ID puts the metadata back",
+        )
 
 
 @main.command(help="Show all that is known of a version.")

@@ -18,12 +18,13 @@ if __name__ == "__main__":
 
 import json
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
 from guardrails import config_lock, signals
-from guardrails.change import open_store
+from guardrails.change import change_config, open_store
 from guardrails.cli import Invocation, common_options, pass_invocation, print_json, run, show_name, version_option
 from guardrails.config import (
     LOCKED_KEYS,
@@ -38,9 +39,9 @@ from guardrails.config import (
 from guardrails.errors import ConfigError, ConfigLockError, OperationError
 from guardrails.locks import read_holder
 from guardrails.paths import Paths
-from guardrails.preflight import check_before_training
+from guardrails.preflight import check_before_training, read_lock
 from guardrails.queue_records import counts
-from guardrails.state_io import read_json, write_json
+from guardrails.state_io import SCHEMA_VERSION, read_json, utc_now, write_json
 
 DONE = {"stop": "stopped", "pause": "paused", "resume": "resumed", "skip": "skipped"}
 
@@ -83,7 +84,7 @@ def parse_value(text: str) -> object:
 
 def find_violations(paths: Paths, config: Config) -> list[tuple[str, object, object]]:
     """Locked keys whose value was changed, with old and new; the base model's bytes count as base_model."""
-    lock = read_json(paths.config_lock)
+    lock = read_lock(paths)
     if lock is None:
         return []
     now = config_lock.locked_values(config)
@@ -91,17 +92,37 @@ def find_violations(paths: Paths, config: Config) -> list[tuple[str, object, obj
         (key, lock["locked"][key], now[key]) for key in LOCKED_KEYS if lock["locked"][key] != now[key]
     ]
     if not any(key == "base_model" for key, _, _ in changed):
-        new = config_lock.fingerprint_base_model(paths, config_lock.base_model_folder(paths, config))
-        old = lock["base_model_fingerprint"]
+        old, new = lock["base_model_fingerprint"], fingerprint(paths, config)
         if old["blake3"] != new["blake3"]:
-            changed.append(
-                (
-                    "base_model",
-                    old["blake3"][:12],
-                    f"{new['blake3'][:12]} ({config_lock.describe_difference(old, new)})",
-                )
-            )
+            difference = config_lock.describe_difference(old, new)
+            changed.append(("base_model", old["blake3"][:12], f"{new['blake3'][:12]} ({difference})"))
     return changed
+
+
+def fingerprint(paths: Paths, config: Config) -> config_lock.Fingerprint:
+    """The fingerprint of the configured base model.
+
+    Raises:
+        ConfigError: there is no model in that folder.
+    """
+    return config_lock.fingerprint_base_model(paths, config_lock.base_model_folder(paths, config))
+
+
+def moved_lock(
+    paths: Paths, lock: dict[str, Any], config: Config, keys: Iterable[str], approved_by: str
+) -> dict[str, Any]:
+    """``lock`` with the approved keys as ``config`` has them, and the others as they were."""
+    now = config_lock.locked_values(config)
+    moved = {
+        **lock,
+        "schema_version": SCHEMA_VERSION,
+        "locked": {**lock["locked"], **{key: now[key] for key in keys}},
+        "locked_at": utc_now(),
+        "approved_by": approved_by,
+    }
+    if "base_model" in keys:
+        moved["base_model_fingerprint"] = fingerprint(paths, config)
+    return moved
 
 
 def confirm_by_name(key: str, old: object, new: object) -> None:
@@ -120,13 +141,6 @@ def confirm_by_name(key: str, old: object, new: object) -> None:
         raise ConfigLockError(
             f"{key} stays as it is: its name was not typed", "run the command again if you want the change"
         )
-
-
-def move_lock(paths: Paths, approved_by: str) -> None:
-    """Lock the values and the base model as they are now."""
-    preflight = load_config(paths)
-    fingerprint = config_lock.fingerprint_base_model(paths, config_lock.base_model_folder(paths, preflight))
-    write_json(paths.config_lock, config_lock.make_lock(preflight, fingerprint, approved_by))
 
 
 @click.group(help=__doc__.split("\n\n", maxsplit=1)[0])
@@ -273,7 +287,7 @@ def config_show(invocation: Invocation) -> None:
 @common_options
 @pass_invocation
 def config_check(invocation: Invocation) -> None:
-    result = check_before_training(invocation.paths)
+    result = check_before_training(invocation.paths, remember=False)
     if invocation.as_json:
         print_json({"ok": True, "locked": result.is_locked, "base_model_fingerprint": result.fingerprint["blake3"]})
     else:
@@ -289,17 +303,18 @@ def config_set(invocation: Invocation, key: str, value: str) -> None:
     paths, new = invocation.paths, parse_value(value)
     if key not in Config.model_fields:
         raise ConfigError(f'unknown key "{key}"', nearest_key_hint(key))
-    settings = parse_config(read_config_text(paths), paths.config)
-    old = settings.get(key, Config().model_dump()[key])
-    check_config({**settings, key: new}, paths.config)
     with open_store(paths, f"setting {key}"):
-        lock = read_json(paths.config_lock)
-        locked = lock["locked"] if lock else {}
-        if key in locked and locked[key] != new:
-            confirm_by_name(key, locked[key], new)
-        set_config_value(paths, key, new)
-        if key in locked and locked[key] != new:
-            move_lock(paths, "a person, by config set")
+        settings = parse_config(read_config_text(paths), paths.config)
+        old = settings.get(key, Config().model_dump()[key])
+        changed = check_config({**settings, key: new}, paths.config)
+        lock = read_lock(paths)
+        if key in LOCKED_KEYS and lock is not None and lock["locked"][key] != new:
+            # Made before the question, so that a base model that is not there is told of first.
+            moved = moved_lock(paths, lock, changed, [key], "a person, by config set")
+            confirm_by_name(key, lock["locked"][key], new)
+            change_config(paths, {key: new}, moved)
+        else:
+            set_config_value(paths, key, new)
     if invocation.as_json:
         print_json({"key": key, "old": old, "new": new})
     else:
@@ -312,11 +327,14 @@ def config_set(invocation: Invocation, key: str, value: str) -> None:
 def config_approve(invocation: Invocation) -> None:
     paths = invocation.paths
     with open_store(paths, "approving"):
-        changed = find_violations(paths, load_config(paths))
-        for key, old, new in changed:
-            confirm_by_name(key, old, new)
-        if changed:
-            move_lock(paths, "a person, by config approve")
+        settings = load_config(paths)
+        changed = find_violations(paths, settings)
+        lock = read_lock(paths)
+        if changed and lock is not None:
+            moved = moved_lock(paths, lock, settings, [key for key, _, _ in changed], "a person, by config approve")
+            for key, old, new in changed:
+                confirm_by_name(key, old, new)
+            write_json(paths.config_lock, moved)
     report = [{"key": key, "old": old, "new": new} for key, old, new in changed]
     if invocation.as_json:
         print_json({"approved": report})

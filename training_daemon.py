@@ -20,7 +20,7 @@ from pathlib import Path
 
 import click
 
-from guardrails.cli import Invocation, base_dir_option, pass_invocation, run, version_option
+from guardrails.cli import Invocation, common_options, pass_invocation, print_json, run, version_option
 from guardrails.config import starting_config
 from guardrails.daemon import Daemon
 from guardrails.errors import OperationError
@@ -83,14 +83,17 @@ def make_tiny_model(folder: Path) -> None:
 @click.option("--once", is_flag=True, help="Work the queue empty, then exit.")
 @click.option("--init", "init", is_flag=True, help="Make the folders and a starting config, then exit.")
 @click.option("--tiny", is_flag=True, help="With --init: also a tiny base model to try things on.")
-@base_dir_option
+@common_options
 @version_option
 @pass_invocation
 def main(invocation: Invocation, once: bool, init: bool, tiny: bool) -> None:
     check_platform()
     if init:
-        for line in initialize(Paths(find_base_dir(invocation.base_dir)), tiny):
-            click.echo(f"made {line}")
+        made = initialize(Paths(find_base_dir(invocation.base_dir)), tiny)
+        if invocation.as_json:
+            print_json({"made": made})
+        else:
+            click.echo(f"made {', '.join(made)}" if made else "nothing was missing")
     elif tiny:
         raise click.UsageError("--tiny goes with --init")
     else:

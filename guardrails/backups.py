@@ -22,6 +22,7 @@ from guardrails.versions import (
     read_metadata,
 )
 
+METADATA_KEYS = ("id", "type", "source", "version", "version_metadata", "single_file", "files")
 BackupType = Literal["after_training", "manual", "emergency", "pre_consolidation", "pre_deletion"]
 MANUAL_TYPES = tuple(name for name in get_args(BackupType) if name != "after_training")
 
@@ -54,7 +55,7 @@ def read_backup(folder: Path, backup_id: str) -> dict[str, Any]:
         OperationError: there is no such backup.
         DamagedStateError: its metadata is missing or unreadable.
     """
-    metadata = read_json(folder / backup_id / "metadata.json")
+    metadata = read_json(folder / backup_id / "metadata.json", METADATA_KEYS)
     if metadata is not None:
         return metadata
     if BACKUP_ID.fullmatch(backup_id) and (folder / backup_id).is_dir():
@@ -102,7 +103,7 @@ def add_backup(
         if version_metadata is not None and (problems := find_damage(stage / "model", version_metadata["files"])):
             raise IntegrityError(
                 f"{tree} is not {version_metadata['id']} any more: {problems[0]}",
-                f"model_versioner.py restore {version_metadata['id']} puts it back, model_versioner.py create saves it",
+                "model_versioner.py list shows the versions, backup_manager.py list their second copies",
             )
         sync_filesystem(stage)
         if problems := find_damage(stage / "model", files, from_disk=True):

@@ -20,6 +20,7 @@ from typing import Any
 
 from guardrails.backups import backups_folder, find_file_copies
 from guardrails.config import set_config_value
+from guardrails.config_lock import read_lock_file
 from guardrails.errors import IntegrityError
 from guardrails.filesystem import UnsupportedError, copy_file, copy_tree, exchange, remove_tree
 from guardrails.head import condition_of_live_model, next_number, read_head, sign_live_model, write_head
@@ -43,6 +44,7 @@ from guardrails.versions import (
 Announce = Callable[[str], None]
 # Copying and checking a large model under the lock takes this long at worst.
 STORE_SECONDS = 600.0
+CONFIG_CHANGE = "config change"
 DISPLACED = f"{STAGE_PREFIX}displaced"
 
 
@@ -63,7 +65,11 @@ def finish_pending(paths: Paths, announce: Announce = say_nothing) -> None:
     intent = read_json(paths.intent)
     if intent is not None:
         announce(f"finishing the interrupted {intent['operation']}")
-        carry_out(paths, intent, announce)
+        try:
+            carry_out(paths, intent, announce)
+        except IntegrityError as error:
+            # Undone, so that nothing pends any more; who comes next asked for something else.
+            announce(error.message)
     for path in (paths.config, paths.config_lock):
         remove_temporary_files(paths.base, path)
     for folder in (paths.models, paths.versions, backups_folder(paths)):
@@ -151,20 +157,32 @@ def change_to(
     carry_out(paths, intent, announce)
 
 
+def change_config(paths: Paths, values: dict[str, Any], lock: dict[str, Any]) -> None:
+    """Change values of config.json together with the lock, all or nothing. Needs the store lock and no intent."""
+    intent = {"schema_version": SCHEMA_VERSION, "operation": CONFIG_CHANGE, "created_at": utc_now()}
+    write_json(paths.intent, {**intent, "config": {**values, "lock": lock}, "queue": []})
+    finish_pending(paths)
+
+
 def carry_out(paths: Paths, intent: dict[str, Any], announce: Announce) -> None:
-    """All steps of a change, from wherever a kill left them. Needs the store lock."""
-    _exchange(paths, intent)
-    head = _settle_displaced(paths, intent)
-    write_head(paths, head)
-    announce(f"current_model/ is {intent['target'] or 'empty: a fresh start'}")
-    if intent["target"] is not None and not _check_or_heal(paths, intent, announce):
-        _undo(paths, intent, announce)
+    """All steps of a change, from wherever a kill left them. Needs the store lock.
+
+    Raises:
+        IntegrityError: the new tree is damaged beyond healing; ``current_model/`` is as before.
+    """
+    if intent["operation"] != CONFIG_CHANGE:
+        if not intent.get("undo"):
+            _exchange(paths, intent)
+            write_head(paths, _settle_displaced(paths, intent))
+            announce(f"current_model/ is {intent['target'] or 'empty: a fresh start'}")
+        if intent.get("undo") or (intent["target"] is not None and not _check_or_heal(paths, intent, announce)):
+            _undo(paths, intent, announce)
     for key, value in intent["config"].items():
         if key == "lock":
             write_json(paths.config_lock, value)
         else:
             set_config_value(paths, key, value)
-            announce(f"config.json: {key} is {value} again, as {intent['target']} was trained with it")
+            announce(f"config.json: {key} is {value}")
     for change in intent["queue"]:
         _move_data_file(paths, **change)
     paths.intent.unlink()
@@ -174,7 +192,7 @@ def carry_out(paths: Paths, intent: dict[str, Any], announce: Announce) -> None:
 def _prepare_stage(paths: Paths, head: dict[str, Any], target: str) -> Path:
     """A complete, durable, writable tree of version ``target``, ready to become ``current_model/``."""
     retired = head["retired"]
-    if retired and retired["version"] == target and take_signature(paths.retired_model) == retired["signature"]:
+    if retired and retired["version"] == target and _is_as_retired(paths, retired):
         return paths.retired_model
     stage = paths.models / f"{STAGE_PREFIX}{target}"
     if stage.exists():
@@ -269,9 +287,17 @@ def _settle_displaced(paths: Paths, intent: dict[str, Any]) -> dict[str, Any]:
     return head
 
 
+def _is_as_retired(paths: Paths, retired: dict[str, Any]) -> bool:
+    """Whether nobody touched or removed the retired tree."""
+    try:
+        return bool(take_signature(paths.retired_model) == retired["signature"])
+    except FileNotFoundError:
+        return False
+
+
 def _drop_retired(paths: Paths, retired: dict[str, Any] | None) -> None:
     """Make room for the next retired tree. Only one that a kept version equals is removed for good."""
-    if retired and is_kept(paths, retired["version"]) and take_signature(paths.retired_model) == retired["signature"]:
+    if retired and is_kept(paths, retired["version"]) and _is_as_retired(paths, retired):
         remove_tree(paths.retired_model)
     else:
         discard(paths, paths.retired_model)
@@ -324,33 +350,28 @@ def _heal(paths: Paths, root: Path, files: list[FileEntry]) -> list[str]:
 
 
 def _undo(paths: Paths, intent: dict[str, Any], announce: Announce) -> None:
-    """Put the displaced tree back, because the new one is damaged beyond healing, and raise IntegrityError."""
-    previous = intent["previous_head"]
-    displaced = intent["displaced"]
-    if displaced and "retire" in displaced:
-        exchange(paths.retired_model, paths.current_model)
-        head = {**previous, **sign_live_model(paths), "retired": None}
-        damaged = paths.retired_model
-    elif displaced:
-        # The tree became a version of its own; what comes back is a copy of it.
-        adopted = version_name(displaced["adopt"])
-        stage = paths.models / f"{STAGE_PREFIX}{adopted}"
-        copy_tree(
-            paths.version(adopted) / "model",
-            stage,
-            file_mode=LIVE_FILE_MODE,
-            folder_mode=LIVE_FOLDER_MODE,
-            independent=False,
-        )
-        exchange(stage, paths.current_model)
-        head = {**previous, **sign_live_model(paths), "version": adopted}
-        damaged = stage
-    else:
-        damaged = paths.models / DISPLACED
+    """Put back what was displaced, because the new tree is damaged beyond healing, and raise IntegrityError.
+
+    The intent record says first that this is the way now, so that a kill does not turn it round again.
+    """
+    write_json(paths.intent, {**intent, "undo": True})
+    previous, displaced = intent["previous_head"], intent["displaced"] or {}
+    head = {**previous, "retired": None, "last_number": intent["last_number"]}
+    before = _tree_to_put_back(paths, intent)
+    damaged = paths.models / DISPLACED
+    if _inode(paths.current_model) == intent["stage_inode"]:
+        # Two renames will do: this is no moment for speed, and the record tells what is missing between them.
         paths.current_model.rename(damaged)
-        head = previous
-    write_head(paths, {**head, "last_number": intent["last_number"]})
-    discard(paths, damaged)
+    if before is not None and not paths.current_model.exists():
+        before.rename(paths.current_model)
+    fsync_folder(paths.base)
+    if "adopt" in displaced:
+        head["version"] = version_name(displaced["adopt"])
+    if paths.current_model.exists():
+        head.update(sign_live_model(paths))
+    write_head(paths, head)
+    if damaged.exists():
+        discard(paths, damaged)
     paths.intent.unlink()
     fsync_folder(paths.models)
     announce(f"undone: current_model/ is {head['version'] or 'empty'} again")
@@ -360,9 +381,24 @@ def _undo(paths: Paths, intent: dict[str, Any], announce: Announce) -> None:
     )
 
 
+def _tree_to_put_back(paths: Paths, intent: dict[str, Any]) -> Path | None:
+    """The tree that was ``current_model/``, or a copy of the version that it became; None if there was none."""
+    displaced = intent["displaced"]
+    if displaced is None:
+        return None
+    if "retire" in displaced:
+        return paths.retired_model
+    stage = paths.models / f"{STAGE_PREFIX}undo"
+    if stage.exists():
+        remove_tree(stage)
+    adopted = paths.version(version_name(displaced["adopt"])) / "model"
+    copy_tree(adopted, stage, file_mode=LIVE_FILE_MODE, folder_mode=LIVE_FOLDER_MODE, independent=False)
+    return stage
+
+
 def _config_changes(paths: Paths, target: str | None) -> dict[str, Any]:
     """What config and lock must become for ``target``: its base model, if another one is configured now."""
-    lock = read_json(paths.config_lock)
+    lock = read_lock_file(paths)
     if target is None or lock is None:
         return {}
     metadata = read_metadata(paths, target)

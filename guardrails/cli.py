@@ -4,14 +4,14 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 from guardrails import __version__
-from guardrails.errors import DiskSpaceError, GuardrailsError, OperationError
+from guardrails.errors import DamagedStateError, DiskSpaceError, GuardrailsError, OperationError
 from guardrails.paths import Paths, find_base_dir
 from guardrails.state_io import dump_json
 
@@ -107,6 +107,17 @@ def find_argument(paths: Paths, argument: str) -> Path:
         if path.exists():
             return path
     raise OperationError(f"there is no {argument}, neither here nor in {paths.base}", f"ls '{paths.base}'")
+
+
+def read_each(names: Iterable[str], read: Callable[[str], dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """What could be read, and for the rest why not: one damaged file must not hide the others."""
+    good, damaged = [], []
+    for name in names:
+        try:
+            good.append(read(name))
+        except DamagedStateError as error:
+            damaged.append(error.message)
+    return good, damaged
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:

@@ -48,8 +48,11 @@ def base_model_folder(paths: Paths, config: Config) -> Path:
     return folder
 
 
-def fingerprint_base_model(paths: Paths, folder: Path) -> Fingerprint:
-    """The fingerprint of the model in ``folder``, reading only files whose stat changed since last time."""
+def fingerprint_base_model(paths: Paths, folder: Path, *, remember: bool = True) -> Fingerprint:
+    """The fingerprint of the model in ``folder``, reading only files whose stat changed since last time.
+
+    ``remember=False`` is for reading commands, which write no cache.
+    """
     cache = _read_stat_cache(paths, folder)
     files: dict[str, dict[str, Any]] = {}
     for path, stat in take_model_signature(folder).items():
@@ -58,7 +61,7 @@ def fingerprint_base_model(paths: Paths, folder: Path) -> Fingerprint:
             hashed_at = time.time_ns()
             known = {"stat": stat, "blake3": hash_file(folder / path), "hashed_at": hashed_at}
         files[path] = known
-    if files != cache:
+    if files != cache and remember:
         write_json(paths.base_model_stat, {"schema_version": SCHEMA_VERSION, "folder": str(folder), "files": files})
     entries: list[FileEntry] = [
         {"path": path, "size": known["stat"][0], "blake3": known["blake3"]} for path, known in files.items()
@@ -98,16 +101,21 @@ def make_lock(config: Config, fingerprint: Fingerprint, approved_by: str) -> dic
     }
 
 
-def check_lock(paths: Paths, config: Config, fingerprint: Fingerprint) -> bool:
-    """Whether a lock exists; returning at all means that nothing in it is violated.
+def read_lock_file(paths: Paths) -> dict[str, Any] | None:
+    """The lock, or None without one.
+
+    Raises:
+        DamagedStateError: it cannot be read.
+    """
+    return read_json(paths.config_lock, ("locked", "base_model_fingerprint"))
+
+
+def check_lock(paths: Paths, config: Config, fingerprint: Fingerprint, lock: dict[str, Any]) -> None:
+    """That nothing in the lock is violated.
 
     Raises:
         ConfigLockError: a locked value or the base model's bytes differ; old and new are named.
-        DamagedStateError: the lock cannot be read.
     """
-    lock = read_json(paths.config_lock)
-    if lock is None:
-        return False
     for key, new in locked_values(config).items():
         old = lock["locked"].get(key)
         if old != new:
@@ -123,7 +131,6 @@ def check_lock(paths: Paths, config: Config, fingerprint: Fingerprint) -> bool:
             "put the locked base model back there"
             " (or, as a person, accept the new one: training_controller.py config approve)",
         )
-    return True
 
 
 def describe_difference(old: Fingerprint, new: Fingerprint) -> str:

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from guardrails import intake, queue, signals
 from guardrails.backups import backup_of_version, backups_folder, list_backup_ids, read_backup
 from guardrails.change import change_to, finish_pending, open_store
@@ -63,6 +65,16 @@ INTAKE_SECONDS = 1.0
 DAY_SECONDS = 86_400
 # Another attempt would end the same way.
 FINAL_REASONS = ("bad_data", "non_finite_loss")
+# Not the file's fault: the queue waits, and the attempt does not count.
+HELD_REASONS = ("disk_full", "bad_model")
+
+
+def kill_worker(pid: int, run_folder: Path) -> None:
+    """SIGKILL a process if it still is the worker of that run."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if str(run_folder) in process.cmdline():
+            process.kill()
 
 
 class Stopped(Exception):  # noqa: N818 - an ending, not an error
@@ -151,8 +163,7 @@ class Daemon:
             while (worker := worker_of(self.paths, run_id)) is not None:
                 if time.monotonic() > deadline:
                     self.log(f"killing worker {worker.pid} of an earlier daemon: it does not end")
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(worker.pid, signal.SIGKILL)
+                    kill_worker(worker.pid, self.paths.run(run_id))
                     deadline += ORPHAN_SECONDS
                 time.sleep(WATCH_SECONDS)
 
@@ -172,7 +183,7 @@ class Daemon:
         )
         if error is not None:
             self.log(f"ended: {error}")
-        # A state file that cannot be read is left alone; the error that it was is reported already.
+        # A record that cannot be read is left alone; the error that it was is reported already.
         with contextlib.suppress(GuardrailsError):
             self._publish_progress("stopped" if self._open_record() else "idle")
         self._publish_state("stopped", reason=str(error) if error else None, exit_code=exit_code)
@@ -184,8 +195,8 @@ class Daemon:
 
     def _work(self) -> None:
         while True:
-            self._obey_while_idle()
             try:
+                self._obey_while_idle()
                 if self._take_next_step():
                     continue
             except (GuardrailsError, OSError) as error:
@@ -206,6 +217,9 @@ class Daemon:
             return False
         record = self._open_record() or next_file(self.paths)
         if record is not None:
+            if self.held and record.state != "processing":
+                # Looked at before it is claimed, or each look would open a run.
+                check_before_training(self.paths, data_bytes=record.size)
             self._process(record)
             self.held = None
             return True
@@ -314,8 +328,13 @@ class Daemon:
     def _process(self, record: Record) -> None:
         """Bring one data file as far as it goes: published, failed, skipped, or at rest in ``processing/``."""
         is_open = record.state == "processing"
-        if is_open and self._is_completed(record):
+        outcome = read_outcome(self.paths, run_of(record)) if is_open else None
+        if outcome is not None and outcome["result"] == "completed":
             self._publish(record)
+            return
+        if outcome is not None and outcome["result"] == "dropped":
+            # A kill came between the two steps of a skip or a rollback.
+            queue.finish(self.paths, record.name, "skipped", reason=outcome["message"], held_back=True)
             return
         claimed = record if is_open else self._claim(record)
         if claimed is None:
@@ -327,6 +346,8 @@ class Daemon:
         except (GuardrailsError, OSError):
             if read_job(self.paths, run_of(claimed)) is None:
                 queue.requeue(self.paths, claimed.name)
+                with contextlib.suppress(OSError):
+                    self.paths.run(run_of(claimed)).rmdir()
             raise
         if frozen is not None:
             self._train(frozen, preflight.config)
@@ -376,8 +397,10 @@ class Daemon:
                 if known == (version, record.blake3, preflight.fingerprint["blake3"]):
                     return record
                 self.log(f"{record.name}: the model or the data changed since its run began; it starts anew")
-                drop_run(paths, run_of(record), "the model or the data changed since the run began")
+                abandoned = run_of(record)
+                # In this order: a file in processing/ whose run was dropped goes to skipped/ after a kill.
                 queue.requeue(paths, record.name)
+                drop_run(paths, abandoned, "the model or the data changed since the run began")
                 record = self._open_run(record)
             parent = read_metadata(paths, version) if version else None
             write_job(
@@ -457,19 +480,29 @@ class Daemon:
         is_held = self.hung = False
         while worker.exit_code() is None:
             time.sleep(WATCH_SECONDS)
-            found = self._next_signal(record.run_id)
+            try:
+                found = self._next_signal(record.run_id)
+            except (GuardrailsError, OSError) as error:
+                # A full disk, say. The run has checkpoints to lose nothing by, this signal is looked at again.
+                self.log(f"cannot answer a signal: {error}")
+                found = None
             if self._must_stop() and (found is None or found.action != "stop"):
                 found = Signal("stop", "none")
             if found is not None and found.action == "resume":
-                if is_held and obeyed is not None:
+                if obeyed is None:
+                    self._acknowledge(found, "nothing_to_do", "not paused")
+                elif is_held:
                     worker.request("resume")
                     is_held, self.paused, obeyed = False, False, None
                     self._publish_state("training", record)
-                self._acknowledge(found, "done" if obeyed is None else "nothing_to_do")
-            elif found is not None and (obeyed is None or is_stronger(found, obeyed)):
+                    self._acknowledge(found, "done")
+                # Else it waits until the pause that is under way is done.
+            elif found is not None and (obeyed is None or is_stronger(found, obeyed) or (is_held and not found.hold)):
                 obeyed, is_held = found, False
                 self._publish_state("stopping", record, reason=found.reason)
                 worker.request(self._request_for(found))
+            elif found is not None and is_held:
+                self._acknowledge(found, "done", "held already")
             if obeyed is not None and obeyed.hold and not is_held and self._progress().get("phase") == "held":
                 is_held = self.paused = True
                 self._publish_state("paused", record, reason=obeyed.reason)
@@ -478,7 +511,7 @@ class Daemon:
                 self.hung = True
                 worker.signal(signal.SIGKILL)
                 worker.process.wait()
-        return obeyed if not is_held else None
+        return obeyed
 
     def _explain_death(self, worker: WorkerProcess) -> tuple[str, str]:
         """Reason and message for a worker that left no outcome."""
@@ -500,7 +533,9 @@ class Daemon:
     def _publish(self, record: Record) -> None:
         """Version, exchange, second copy, ``completed/``; each step is skipped where it was done before a kill."""
         self._publish_state("publishing", record)
-        version = publish_run(self.paths, run_of(record), self.log)
+        version = publish_run(self.paths, record, self.log)
+        if version is None:
+            return
         self._publish_progress("idle")
         self._back_up(version["id"])
         finish_published_run(self.paths, record, version)
@@ -536,6 +571,8 @@ class Daemon:
         """Another attempt after a pause, or ``failed/``; a cause outside the file holds the queue instead."""
         self._publish_progress("error")
         self.log(f"{record.name}: {reason}: {message}")
+        if reason in HELD_REASONS:
+            queue.clear_attempts(self.paths, record.name)
         if reason == "disk_full":
             raise DiskSpaceError(f"the disk is full: {message}", "free some space; the run goes on by itself")
         if reason == "bad_model":
@@ -561,8 +598,10 @@ class Daemon:
     def _publish_progress(self, status: str) -> None:
         """Live progress while no worker lives to write it: the model's steps of all time, and how things stand."""
         previous = self._progress()
-        head = read_head(self.paths)
-        version = next(lineage(self.paths, head["version"]), None)
+        version = None
+        # Without the head, or its version's metadata, the steps are shown as none; what is damaged holds the queue.
+        with contextlib.suppress(GuardrailsError):
+            version = next(lineage(self.paths, read_head(self.paths)["version"]), None)
         run = {key: previous.get(key) for key in ("run_id", "data_name", "loss", "eval_loss")}
         at_rest = status in ("paused", "stopped") and self._open_record() is not None
         self._write(

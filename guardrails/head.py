@@ -11,7 +11,7 @@ from guardrails.manifest import find_damage, list_files
 from guardrails.paths import Paths
 from guardrails.signature import STAMP_GRANULARITY_NS, take_signature
 from guardrails.state_io import SCHEMA_VERSION, read_json, write_json
-from guardrails.versions import list_version_ids, read_metadata, trained_contents, version_number
+from guardrails.versions import is_kept, list_version_ids, read_metadata, trained_contents, version_number
 
 Condition = Literal["absent", "version", "changed"]
 EMPTY_HEAD: dict[str, Any] = {
@@ -29,10 +29,20 @@ EMPTY_HEAD: dict[str, Any] = {
 def read_head(paths: Paths) -> dict[str, Any]:
     """What ``current_model/`` is; the empty head of a fresh start if nothing was ever recorded.
 
+    Where the record is lost and versions are there, it is found out anew: the newest version that the model equals,
+    else the newest there is, so that nothing ever starts afresh beside them.
+
     Raises:
-        DamagedStateError: the record cannot be read.
+        DamagedStateError: the record, or a version's metadata, cannot be read.
     """
-    return {**EMPTY_HEAD, **(read_json(paths.head) or {})}
+    document = read_json(paths.head)
+    if document is not None and "version" in document:
+        return {**EMPTY_HEAD, **document}
+    ids = [version_id for version_id in reversed(list_version_ids(paths)) if is_kept(paths, version_id)]
+    if not ids:
+        return dict(EMPTY_HEAD)
+    equal = (v for v in ids if not find_damage(paths.current_model, read_metadata(paths, v)["files"]))
+    return {**EMPTY_HEAD, "version": next(equal, ids[0])}
 
 
 def write_head(paths: Paths, head: dict[str, Any]) -> None:

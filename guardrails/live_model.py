@@ -8,25 +8,27 @@ from typing import Any, Literal, NamedTuple
 from guardrails import signals
 from guardrails.backups import BackupType, add_backup, backups_folder, read_backup
 from guardrails.change import Announce, change_to, changed_by_hand_metadata, discard, open_store
-from guardrails.errors import BusyError, IntegrityError, OperationError
+from guardrails.errors import BusyError, DamagedStateError, IntegrityError, OperationError
 from guardrails.filesystem import copy_tree, remove_tree, rename_noreplace
 from guardrails.head import condition_of_live_model, next_number, read_head, sign_live_model, write_head
 from guardrails.locks import read_holder
 from guardrails.manifest import find_damage
 from guardrails.paths import STAGE_PREFIX, Paths
 from guardrails.queue import finish
-from guardrails.queue_records import Record, processing
+from guardrails.queue_records import Record, processing, read_record
 from guardrails.runs import drop_run, read_job, read_outcome, remove_continuation, run_of, worker_of
-from guardrails.state_io import fsync_folder, read_json, utc_now
+from guardrails.state_io import fsync_folder, read_json, set_aside, utc_now, write_json
 from guardrails.versions import (
     LIVE_FILE_MODE,
     LIVE_FOLDER_MODE,
     add_version,
     is_kept,
     lineage,
+    list_version_ids,
     put_version_back,
     read_metadata,
     version_name,
+    version_number,
 )
 
 POLL_SECONDS = 0.05
@@ -70,31 +72,50 @@ def save_version(paths: Paths, description: str, kind: Literal["manual", "snapsh
     return str(metadata["id"]), True
 
 
-def publish_run(paths: Paths, run_id: str, announce: Announce) -> dict[str, Any]:
+def publish_run(paths: Paths, record: Record, announce: Announce) -> dict[str, Any] | None:
     """Make a completed run's output the next version and ``current_model/``; return the version's metadata.
 
-    Idempotent: going on after a kill makes no second version. All it needs lies in the run's folder.
+    None if the run is not open any more: a rollback finished it meanwhile. Idempotent: going on after a kill makes
+    no second version. All it needs lies in the run's folder.
 
     Raises:
         IntegrityError: the output's bytes are not those that the worker reported; nothing was changed.
     """
-    with open_store(paths, f"publishing run {run_id}", announce):
+    run_id = run_of(record)
+    with open_store(paths, f"publishing {record.name}", announce):
+        if not _is_open(paths, record):
+            return None
+        job, outcome = read_job(paths, run_id), read_outcome(paths, run_id)
+        if job is None or outcome is None or outcome["result"] != "completed":
+            raise OperationError(f"run {run_id} is not completed", "training_queue.py status shows what is under way")
         head = read_head(paths)
-        newest = next_number(paths, head) - 1
-        version = None
-        if paths.version(version_name(newest)).is_dir():
-            version = read_metadata(paths, version_name(newest))
-        if version is None or version["run_id"] != run_id:
-            version = _add_published_version(paths, newest + 1, run_id)
+        version = _find_published(paths, run_id, job["parent_version"])
+        if version is None:
+            version = _add_published_version(paths, next_number(paths, head), job, outcome)
         if head["version"] != version["id"]:
             change_to(paths, head, version["id"], "publish", announce, queue_follows=False)
     return version
 
 
-def _add_published_version(paths: Paths, number: int, run_id: str) -> dict[str, Any]:
-    job, outcome = read_job(paths, run_id), read_outcome(paths, run_id)
-    if job is None or outcome is None or outcome["result"] != "completed":
-        raise OperationError(f"run {run_id} is not completed", "training_queue.py status shows what is under way")
+def _is_open(paths: Paths, record: Record) -> bool:
+    """Whether the run of ``record`` is still the open one, or its data file was taken away meanwhile."""
+    current = read_record(paths, record.name)
+    return current is not None and (current.run_id, current.state) == (record.run_id, "processing")
+
+
+def _find_published(paths: Paths, run_id: str, parent: str | None) -> dict[str, Any] | None:
+    """The version that a kill left of this run's publishing; it is younger than the run's parent."""
+    for version_id in reversed(list_version_ids(paths)):
+        if parent is not None and version_number(version_id) <= version_number(parent):
+            return None
+        metadata = read_metadata(paths, version_id)
+        if metadata["run_id"] == run_id:
+            return metadata
+    return None
+
+
+def _add_published_version(paths: Paths, number: int, job: dict[str, Any], outcome: dict[str, Any]) -> dict[str, Any]:
+    run_id = job["run_id"]
     output = paths.run(run_id) / "output"
     if problems := find_damage(output, outcome["files"]):
         raise IntegrityError(f"the output of run {run_id} is damaged: {problems[0]}", "it is trained again")
@@ -126,7 +147,13 @@ def _add_published_version(paths: Paths, number: int, run_id: str) -> dict[str, 
 
 
 def finish_published_run(paths: Paths, record: Record, version: dict[str, Any]) -> None:
-    """The last step of a data file: to ``completed/``, and its run's checkpoints away."""
+    """The last step of a data file: to ``completed/``, and its run's checkpoints away, unless a rollback came first."""
+    with open_store(paths, f"finishing {record.name}"):
+        if _is_open(paths, record):
+            _finish_published_run(paths, record, version)
+
+
+def _finish_published_run(paths: Paths, record: Record, version: dict[str, Any]) -> None:
     finish(paths, record.name, "completed", version=version["id"], rows=version["data"][0]["rows"])
     remove_continuation(paths.run(run_of(record)))
 
@@ -171,7 +198,8 @@ def _restore(paths: Paths, version_id: str, announce: Announce) -> Outcome:
         restores = [*restores, {"at": version_id, "over": before}]
     change_to(paths, head, version_id, "restore", announce, restores=restores)
     undo = "model_versioner.py rollback" if restores != head["restores"] else None
-    return Outcome(f"restored {version_id} in place of {before or 'a fresh start'}", undo, version_id)
+    replaced = "a removed model" if condition == "absent" and before else before or "a fresh start"
+    return Outcome(f"restored {version_id} in place of {replaced}", undo, version_id)
 
 
 def require_kept(paths: Paths, version_id: str) -> None:
@@ -195,6 +223,7 @@ def copy_version(paths: Paths, version_id: str, target: Path) -> None:
         raise OperationError(f"{target} exists and is not empty", "name a new folder with --target")
     if target.exists():
         target.rmdir()
+    target.parent.mkdir(parents=True, exist_ok=True)
     copy_tree(paths.version(version_id) / "model", target, file_mode=0o644, folder_mode=0o755, independent=False)
     if problems := find_damage(target, read_metadata(paths, version_id)["files"]):
         remove_tree(target)
@@ -232,7 +261,9 @@ def _finish_completed_run(paths: Paths, announce: Announce) -> None:
     record = processing(paths)
     outcome = read_outcome(paths, run_of(record)) if record else None
     if record is not None and outcome is not None and outcome["result"] == "completed":
-        finish_published_run(paths, record, publish_run(paths, run_of(record), announce))
+        version = publish_run(paths, record, announce)
+        if version is not None:
+            finish_published_run(paths, record, version)
 
 
 def _drop_open_run(paths: Paths, record: Record, announce: Announce) -> Outcome:
@@ -298,12 +329,19 @@ def _before_last_change(
         over = restores[index]["over"]
         if restores[index]["at"] == head["version"] and (over is None or is_kept(paths, over)):
             return over, restores[:index]
-    parent = read_metadata(paths, head["version"])["parent"]
+    oldest = read_metadata(paths, head["version"])
+    parent = oldest["parent"]
     for ancestor in lineage(paths, parent):
+        oldest = ancestor
         if is_kept(paths, ancestor["id"]):
             if ancestor["id"] != parent:
                 announce(f"{parent} was removed; going back to its nearest kept ancestor {ancestor['id']}")
             return str(ancestor["id"]), restores
+    if oldest["parent"] is not None:
+        raise OperationError(
+            f"{oldest['parent']}, which {oldest['id']} came from, is gone with its metadata",
+            "backup_manager.py list, then restore its backup; or choose a version: model_versioner.py list",
+        )
     return None, restores
 
 
@@ -438,7 +476,21 @@ def _restore_model_backup(paths: Paths, metadata: dict[str, Any], tree: Path, an
     elif not is_kept(paths, version):
         put_version_back(paths, metadata["version_metadata"], tree)
         announce(f"{version} was gone; made again from {metadata['id']}")
+    else:
+        _put_metadata_back(paths, metadata, announce)
     return _restore(paths, version, announce)
+
+
+def _put_metadata_back(paths: Paths, backup: dict[str, Any], announce: Announce) -> None:
+    """Replace a version's damaged metadata by the backup's; the damaged file stays beside it."""
+    path = paths.version(backup["version"]) / "metadata.json"
+    try:
+        read_metadata(paths, backup["version"])
+    except DamagedStateError:
+        if path.exists():
+            set_aside(path)
+        write_json(path, backup["version_metadata"])
+        announce(f"{backup['version']}: metadata.json put back from {backup['id']}")
 
 
 def put_copy(paths: Paths, metadata: dict[str, Any], tree: Path, target: Path) -> None:

@@ -8,13 +8,20 @@ import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from guardrails.config import Config, load_config
-from guardrails.config_lock import Fingerprint, base_model_folder, check_lock, fingerprint_base_model
+from guardrails.config import LOCKED_KEYS, Config, load_config
+from guardrails.config_lock import (
+    Fingerprint,
+    base_model_folder,
+    check_lock,
+    fingerprint_base_model,
+    read_lock_file,
+)
 from guardrails.errors import ConfigError, DiskSpaceError, IntegrityError
 from guardrails.filesystem import free_bytes
-from guardrails.head import check_live_folder
+from guardrails.head import check_live_folder, read_head
 from guardrails.paths import Paths
 from guardrails.signature import take_signature
+from guardrails.versions import read_metadata
 
 # Output, version, current_model/, backup and two checkpoints with the optimizer's two moments in fp32.
 ADAPTER_COPIES = 12
@@ -32,8 +39,25 @@ class Preflight(NamedTuple):
     is_locked: bool
 
 
-def check_before_training(paths: Paths, *, data_bytes: int = 0) -> Preflight:
-    """All that must hold whatever the data file says.
+def read_lock(paths: Paths) -> dict[str, Any] | None:
+    """The config lock; where its file is gone, what the head version was trained with. None before any training.
+
+    Raises:
+        DamagedStateError: the lock, the head or its version cannot be read.
+    """
+    lock = read_lock_file(paths)
+    head = read_head(paths)["version"] if lock is None else None
+    if head is None:
+        return lock
+    metadata = read_metadata(paths, head)
+    config, fingerprint = metadata.get("config"), metadata.get("base_model_fingerprint")
+    if not config or not fingerprint:
+        return None
+    return {"locked": {key: config.get(key) for key in LOCKED_KEYS}, "base_model_fingerprint": fingerprint}
+
+
+def check_before_training(paths: Paths, *, data_bytes: int = 0, remember: bool = True) -> Preflight:
+    """All that must hold whatever the data file says. ``remember=False`` is for reading commands: no cache is written.
 
     Raises:
         ConfigError: config missing or invalid, no such base model, adapter settings that do not fit the adapter.
@@ -44,8 +68,10 @@ def check_before_training(paths: Paths, *, data_bytes: int = 0) -> Preflight:
     """
     config = load_config(paths)
     folder = base_model_folder(paths, config)
-    fingerprint = fingerprint_base_model(paths, folder)
-    is_locked = check_lock(paths, config, fingerprint)
+    fingerprint = fingerprint_base_model(paths, folder, remember=remember)
+    lock = read_lock(paths)
+    if lock is not None:
+        check_lock(paths, config, fingerprint, lock)
     if config.validation_file is not None and not paths.resolve(config.validation_file).is_file():
         raise ConfigError(
             f"validation_file {config.validation_file} does not exist",
@@ -55,7 +81,7 @@ def check_before_training(paths: Paths, *, data_bytes: int = 0) -> Preflight:
     if paths.current_model.is_dir() and take_signature(paths.current_model):
         check_adapter(paths.current_model, config)
     _check_disk(paths, data_bytes)
-    return Preflight(config, fingerprint, folder, is_locked)
+    return Preflight(config, fingerprint, folder, paths.config_lock.exists())
 
 
 def check_adapter(folder: Path, config: Config) -> None:

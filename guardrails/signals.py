@@ -105,9 +105,10 @@ def send(paths: Paths, action: str, *, reason: str | None = None, hold: bool = F
 
 
 def pending(paths: Paths) -> list[str]:
-    """The actions that wait, strongest first. One ``listdir``; cheap enough for every step."""
+    """The actions that wait, strongest first. One look at the folder; cheap enough for every tick."""
     try:
-        names = os.listdir(paths.control)
+        with os.scandir(paths.control) as entries:
+            names = {entry.name for entry in entries if entry.name[1:] in ACTIONS and not entry.is_dir()}
     except FileNotFoundError:
         return []
     return [action for action in ACTIONS if f".{action}" in names]

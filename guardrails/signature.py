@@ -9,9 +9,6 @@ import stat
 # size, mtime_ns, ctime_ns and inode of each file, by relative path
 Signature = dict[str, list[int]]
 
-# The coarsest stamps in use: two seconds on FAT and old NFS. A file stamped this shortly before it was looked at may
-# have changed again under the same stamp.
-STAMP_GRANULARITY_NS = 2_000_000_000
 # The coarsest stamps in use: two seconds on FAT and old NFS. A file stamped this shortly before its signature was
 # taken may have changed again under the same stamp.
 STAMP_GRANULARITY_NS = 2_000_000_000

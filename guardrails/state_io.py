@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,12 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     write_text(path, dump_json(document) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path, required: Iterable[str] = ()) -> dict[str, Any] | None:
     """The state document at ``path``; None only if there is no such file.
 
     Raises:
-        DamagedStateError: not readable, not a JSON object, or of a newer schema. The file is left
-            as it is: damaged state is never taken for fresh state.
+        DamagedStateError: not readable, not a JSON object with the ``required`` keys, or of a newer
+            schema. The file is left as it is: damaged state is never taken for fresh state.
     """
     try:
         with open(path, "rb") as file:
@@ -95,17 +95,20 @@ def read_json(path: Path) -> dict[str, Any] | None:
         if not isinstance(document, dict):
             raise TypeError("not a JSON object")
     except (ValueError, TypeError, RecursionError) as error:
-        raise DamagedStateError(
-            f"{path} is damaged: {error}",
-            f"it was left as it is; once you know what it held, move it away: mv '{path}' '{path}.damaged'",
-        ) from error
+        raise DamagedStateError(f"{path} is damaged: {error}", _damaged_hint(path)) from error
     version = document.get("schema_version", SCHEMA_VERSION)
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         raise DamagedStateError(
             f"{path} has schema_version {version!r}; this toolkit reads up to {SCHEMA_VERSION}",
             "update the toolkit; the file was left untouched",
         )
+    if missing := [key for key in required if key not in document]:
+        raise DamagedStateError(f"{path} is damaged: it lacks {', '.join(missing)}", _damaged_hint(path))
     return document
+
+
+def _damaged_hint(path: Path) -> str:
+    return f"it was left as it is; once you know what it held, move it away: mv '{path}' '{path}.damaged'"
 
 
 def set_aside(path: Path) -> Path:

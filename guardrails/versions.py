@@ -16,6 +16,7 @@ from guardrails.paths import STAGE_PREFIX, VERSION_ID, Paths
 from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, remove_temporary_files, utc_now, write_json
 
 FILE_MODE, FOLDER_MODE = 0o444, 0o555
+METADATA_KEYS = ("id", "kind", "parent", "run_id", "training_steps", "total_evals", "data", "files")
 LIVE_FILE_MODE, LIVE_FOLDER_MODE = 0o644, 0o755
 
 
@@ -54,7 +55,7 @@ def read_metadata(paths: Paths, version_id: str) -> dict[str, Any]:
         OperationError: there is no such version.
         DamagedStateError: its metadata is missing or unreadable.
     """
-    metadata = read_json(paths.version(version_id) / "metadata.json")
+    metadata = read_json(paths.version(version_id) / "metadata.json", METADATA_KEYS)
     if metadata is not None:
         return metadata
     if VERSION_ID.fullmatch(version_id) and paths.version(version_id).is_dir():
@@ -80,9 +81,12 @@ def parse_version_id(paths: Paths, text: str) -> str:
 
 
 def lineage(paths: Paths, version_id: str | None) -> Iterator[dict[str, Any]]:
-    """Metadata of the version and of its ancestors, newest first; removed ones as far as their metadata is kept."""
+    """Metadata of the version and of its ancestors, newest first; removed ones as far as their metadata is kept.
+
+    It ends before an ancestor whose very folder is gone.
+    """
     seen: set[str] = set()
-    while version_id is not None and version_id not in seen:
+    while version_id is not None and version_id not in seen and paths.version(version_id).is_dir():
         seen.add(version_id)
         metadata = read_metadata(paths, version_id)
         yield metadata

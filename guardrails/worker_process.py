@@ -1,5 +1,6 @@
 """The training worker as the daemon sees it: start it, ask it to end, know whether it still gets on."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -44,7 +45,9 @@ class WorkerProcess:
 
     def request(self, action: Action) -> None:
         """Ask for the end (or the going on) of the run; before training starts it is simply gone."""
-        write_json(self.folder / "request.json", {"schema_version": SCHEMA_VERSION, "action": action})
+        # On a full disk the signal alone has to do: without a request the worker saves and leaves.
+        with contextlib.suppress(OSError):
+            write_json(self.folder / "request.json", {"schema_version": SCHEMA_VERSION, "action": action})
         self.last_sign = time.monotonic()
         if action != "resume":
             self.signal(signal.SIGTERM)

@@ -8,9 +8,13 @@ from typing import Any
 
 from guardrails.change import say_nothing
 from guardrails.config import starting_config
-from guardrails.live_model import back_up_version, publish_run
+from guardrails.head import read_head
+from guardrails.intake import add_file
+from guardrails.live_model import back_up_version, finish_published_run, publish_run
 from guardrails.manifest import make_manifest
 from guardrails.paths import Paths
+from guardrails.queue import claim
+from guardrails.queue_records import Record
 from guardrails.runs import new_run_id, write_job
 from guardrails.state_io import write_json
 
@@ -38,24 +42,27 @@ def make_store(base: Path, versions: int = 3, weight_bytes: int = 5000, backups:
 
 def publish(paths: Paths, number: int, weight_bytes: int = 5000, **job: Any) -> str:
     """Publish a run whose weights are ``number`` all over; its version's id."""
-    run_id = make_run(paths, number, weight_bytes, **job)
-    return str(publish_run(paths, run_id, say_nothing)["id"])
+    record = make_run(paths, number, weight_bytes, **job)
+    version = publish_run(paths, record, say_nothing)
+    assert version is not None
+    finish_published_run(paths, record, version)
+    return str(version["id"])
 
 
-def make_run(paths: Paths, number: int, weight_bytes: int = 5000, **job: Any) -> str:
-    """A completed run that was not published yet."""
-    from guardrails.head import read_head
-
-    data = f"{number:064x}"
-    run_id = new_run_id(paths, f"{number:08x}")
+def make_run(paths: Paths, number: int, weight_bytes: int = 5000, **job: Any) -> Record:
+    """The data file of a completed run that was not published yet, as a daemon that died then leaves it."""
+    source = paths.base / f"{number}.jsonl"
+    source.write_text(f"{number}\n")
+    record = add_file(paths, source, "normal", lambda _: None)
+    run_id = new_run_id(paths, record.blake3)
     parent = read_head(paths)["version"]
     fingerprint = {"blake3": "f" * 64, "files": []}
     write_job(
         paths,
         {
             "run_id": run_id,
-            "data_name": f"{number}.jsonl",
-            "data_blake3": data,
+            "data_name": record.name,
+            "data_blake3": record.blake3,
             "parent_version": parent,
             "start_steps": 10 * (number - 1),
             "config": {"base_model": "base", "max_length": 64},
@@ -83,7 +90,7 @@ def make_run(paths: Paths, number: int, weight_bytes: int = 5000, **job: Any) ->
             "files": make_manifest(output),
         },
     )
-    return run_id
+    return claim(paths, record.name, run_id)
 
 
 def weights_of(folder: Path) -> bytes:

@@ -9,15 +9,22 @@ import pytest
 from guardrails import change, live_model
 from guardrails.change import open_store, say_nothing
 from guardrails.config import load_config
-from guardrails.errors import IntegrityError, OperationError
-from guardrails.filesystem import UnsupportedError
+from guardrails.errors import DamagedStateError, IntegrityError, OperationError
+from guardrails.filesystem import UnsupportedError, remove_tree
 from guardrails.head import read_head
-from guardrails.intake import add_file
-from guardrails.live_model import back_up, back_up_version, restore, restore_backup, rollback, save_version
+from guardrails.live_model import (
+    back_up,
+    back_up_version,
+    finish_published_run,
+    publish_run,
+    restore,
+    restore_backup,
+    rollback,
+    save_version,
+)
 from guardrails.manifest import find_damage
 from guardrails.paths import Paths
-from guardrails.queue import claim
-from guardrails.queue_records import processing
+from guardrails.queue_records import processing, records
 from guardrails.state_io import read_json, write_json
 from guardrails.versions import is_kept, list_version_ids, read_metadata
 from tests.store import WEIGHTS, make_run, make_store, overwrite, publish, weights_of
@@ -286,19 +293,8 @@ def test_finishing_a_pending_change_comes_before_any_other(paths: Paths, monkeyp
     assert live_model.rollback(paths, say_nothing).version is None
 
 
-def open_run(paths: Paths, number: int) -> str:
-    """A completed run whose daemon died before it was published; its run id."""
-    run_id = make_run(paths, number)
-    content = f"{number}\n".encode()
-    source = paths.base / f"{number}.jsonl"
-    source.write_bytes(content)
-    add_file(paths, source, "normal", lambda _: None)
-    claim(paths, source.name, run_id)
-    return run_id
-
-
 def test_a_completed_run_is_published_before_a_restore_and_not_after_it(paths: Paths) -> None:
-    open_run(paths, 4)
+    make_run(paths, 4)
     restore(paths, "v001", say_nothing)
     assert list_version_ids(paths) == ["v001", "v002", "v003", "v004"]
     assert processing(paths) is None
@@ -306,6 +302,104 @@ def test_a_completed_run_is_published_before_a_restore_and_not_after_it(paths: P
 
 
 def test_a_completed_run_is_published_and_then_undone_by_a_rollback(paths: Paths) -> None:
-    open_run(paths, 4)
+    make_run(paths, 4)
     assert rollback(paths, say_nothing).undo == "model_versioner.py restore v004"
     assert_whole(paths, "v003")
+
+
+def test_a_retired_tree_that_is_gone_costs_a_copy_and_nothing_else(paths: Paths) -> None:
+    remove_tree(paths.retired_model)
+    rollback(paths, say_nothing)
+    assert_whole(paths, "v002")
+    remove_tree(paths.retired_model)
+    restore(paths, "v001", say_nothing)
+    assert_whole(paths, "v001")
+
+
+def test_a_run_that_a_rollback_undid_meanwhile_is_not_published_again(paths: Paths) -> None:
+    record = make_run(paths, 4)
+    version = publish_run(paths, record, say_nothing)
+    assert version is not None
+    rollback(paths, say_nothing)
+    assert publish_run(paths, record, say_nothing) is None
+    finish_published_run(paths, record, version)
+    assert_whole(paths, "v003")
+    assert [record.name for record in records(paths, "skipped")] == ["4.jsonl"]
+
+
+def test_a_run_is_published_once_whatever_came_between_its_two_steps(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = make_run(paths, 4)
+    with monkeypatch.context() as patched:
+        patched.setattr(live_model, "change_to", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            publish_run(paths, record, say_nothing)
+    overwrite(paths.current_model / WEIGHTS, b"by hand")
+    with open_store(paths, "test"):
+        assert save_version(paths, "by hand", "manual") == ("v005", True)
+    version = publish_run(paths, record, say_nothing)
+    assert version is not None
+    assert version["id"] == "v004"
+    assert list_version_ids(paths) == ["v001", "v002", "v003", "v004", "v005"]
+    assert_whole(paths, "v004")
+
+
+def test_a_lost_head_is_found_out_anew_from_the_versions(paths: Paths) -> None:
+    paths.head.unlink()
+    with open_store(paths, "test"):
+        assert save_version(paths, "again", "manual") == ("v003", False)
+    write_json(paths.head, {"schema_version": 1})
+    overwrite(paths.current_model / WEIGHTS, b"by hand")
+    with open_store(paths, "test"):
+        assert save_version(paths, "by hand", "manual") == ("v004", True)
+    assert (read_metadata(paths, "v004")["parent"], read_metadata(paths, "v004")["training_steps"]) == ("v003", 30)
+
+
+def test_everything_but_the_backups_can_be_lost(tmp_path: Path) -> None:
+    paths = make_store(tmp_path / "base", backups=True)
+    remove_tree(paths.versions)
+    remove_tree(paths.current_model)
+    for backup in ("b002", "b003"):
+        restore_backup(paths, backup, None, say_nothing)
+    assert_whole(paths, "v003")
+
+
+def test_torn_metadata_comes_back_from_the_backup(tmp_path: Path) -> None:
+    paths = make_store(tmp_path / "base", backups=True)
+    torn = paths.version("v002") / "metadata.json"
+    torn.write_text('{"schema_version": 1}')
+    with pytest.raises(DamagedStateError):
+        restore(paths, "v002", say_nothing)
+    restore_backup(paths, "b002", None, say_nothing)
+    assert torn.with_name("metadata.json.damaged").exists()
+    assert_whole(paths, "v002")
+
+
+@pytest.mark.parametrize("step", ["write_head", "discard"])
+def test_an_undo_that_is_killed_is_finished_by_the_next_command(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    live = weights_of(paths.current_model)
+    flip(paths.version("v002") / "model" / WEIGHTS)
+    flip(paths.retired_model / WEIGHTS)
+    head = read_head(paths)
+    status = (paths.retired_model / WEIGHTS).stat()
+    stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    head["retired"]["signature"][WEIGHTS] = stamp
+    write_json(paths.head, head)
+    calls = []
+
+    def die_at_the_second(*_: object) -> None:
+        calls.append(step)
+        if step == "discard" or len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(change, step, die_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            rollback(paths, say_nothing)
+    with open_store(paths, "next"):
+        pass
+    assert weights_of(paths.current_model) == live
+    assert (read_head(paths)["version"], paths.intent.exists()) == ("v003", False)

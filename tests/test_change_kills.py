@@ -11,6 +11,7 @@ from guardrails.head import read_head
 from guardrails.live_model import publish_run, restore
 from guardrails.manifest import find_damage
 from guardrails.paths import Paths
+from guardrails.queue_records import processing
 from guardrails.versions import list_version_ids, read_metadata
 from tests.processes import count_calls, run_killed
 from tests.store import WEIGHTS, make_run, make_store, weights_of
@@ -35,28 +36,35 @@ QUIET = "say = lambda line: None;"
 COMMANDS = {
     "rollback": "from guardrails.live_model import rollback; rollback(paths, say)",
     "restore": "from guardrails.live_model import restore; restore(paths, 'v001', say)",
-    "publish": "from guardrails.live_model import publish_run; publish_run(paths, sys.argv[2], say)",
+    "publish": (
+        "from guardrails.live_model import publish_run; from guardrails.queue_records import processing;"
+        "publish_run(paths, processing(paths), say)"
+    ),
     "by hand": "from guardrails.live_model import rollback; rollback(paths, say)",
     "backup": "from guardrails.live_model import back_up_version; back_up_version(paths, 'v003')",
 }
 
 
-def prepare(base: Path, command: str) -> tuple[Paths, str]:
-    """A store in which the command has work to do, and the id of a run that waits to be published."""
+def prepare(base: Path, command: str) -> Paths:
+    """A store in which the command has work to do."""
     paths = make_store(base, versions=3)
     if command == "by hand":
         (paths.current_model / "notes").write_text("by hand")
-    return paths, make_run(paths, 4) if command == "publish" else ""
+    if command == "publish":
+        make_run(paths, 4)
+    return paths
 
 
-def assert_nothing_lost(paths: Paths, command: str, run_id: str) -> None:
+def assert_nothing_lost(paths: Paths, command: str) -> None:
     """``current_model/`` is one whole model; after the next command all is in order again."""
     live = weights_of(paths.current_model) if paths.current_model.exists() else b""
     known = {weights_of(paths.version(version) / "model") for version in list_version_ids(paths)}
     # Only between the two steps of a first start can it be missing; here it never is.
     assert live in known, command
     if command == "publish":
-        publish_run(paths, run_id, say_nothing)
+        record = processing(paths)
+        assert record is not None
+        publish_run(paths, record, say_nothing)
         assert list_version_ids(paths) == ["v001", "v002", "v003", "v004"]
         assert read_head(paths)["version"] == "v004"
     else:
@@ -77,19 +85,19 @@ def assert_nothing_lost(paths: Paths, command: str, run_id: str) -> None:
 
 def points(tmp_path: Path, command: str) -> list[tuple[str, int]]:
     """Every changing system call that the command makes."""
-    paths, run_id = prepare(tmp_path / "counting", command)
+    paths = prepare(tmp_path / "counting", command)
     code = HEADER + QUIET + COMMANDS[command]
-    counts = count_calls(code, paths.base, run_id, calls=CALLS, log=tmp_path / "calls")
+    counts = count_calls(code, paths.base, calls=CALLS, log=tmp_path / "calls")
     assert counts["fsync"] > 3
     return [(call, number) for call, count in counts.items() for number in range(1, count + 1)]
 
 
 def kill_at(tmp_path: Path, command: str, chosen: list[tuple[str, int]]) -> None:
     for index, (call, number) in enumerate(chosen):
-        paths, run_id = prepare(tmp_path / str(index), command)
-        run_killed(HEADER + QUIET + COMMANDS[command], paths.base, run_id, call=call, number=number)
+        paths = prepare(tmp_path / str(index), command)
+        run_killed(HEADER + QUIET + COMMANDS[command], paths.base, call=call, number=number)
         try:
-            assert_nothing_lost(paths, command, run_id)
+            assert_nothing_lost(paths, command)
         except BaseException as error:
             error.add_note(f"{command} was killed at its {number}. {call}")
             raise
