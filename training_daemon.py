@@ -101,4 +101,4 @@ def main(invocation: Invocation, once: bool, init: bool, tiny: bool) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, show_progress=False)

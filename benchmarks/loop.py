@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -161,7 +161,9 @@ def measure_idle_daemon(box: Box, *, short: bool) -> list[Figure]:
     say("idle daemon in a full base dir")
     with running(box) as pid:
         box.drop("first.jsonl")
-        wait(lambda: box.names("completed") == ["first.jsonl"] and box.state()["state"] == "idle", "the first version")
+        box.wait(
+            lambda: box.names("completed") == ["first.jsonl"] and box.state()["state"] == "idle", "the first version"
+        )
         fill(box.paths)
         figures += idle_figures(pid, "the same after a run, in a full base dir", IDLE_SECONDS, MOST_CPU_PERCENT)
     return figures
@@ -223,14 +225,6 @@ def running(box: Box) -> Iterator[int]:
         box.close()
 
 
-def wait(condition: Callable[[], object], what: str, seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"waited in vain for {what}")
-        time.sleep(0.01)
-
-
 def fill(paths: Paths) -> None:
     """As if the one version and completed file had been many: copies of what the daemon left of them."""
     first = read_record(paths, "first.jsonl")
@@ -266,11 +260,11 @@ def measure_take_up(box: Box, poll_seconds: float) -> list[Figure]:
                 time.sleep(source.uniform(0, poll_seconds))
                 path = drop(box, f"{name} {number}.jsonl", source.randrange(1 << 30))
                 began = time.monotonic()
-                wait(lambda name=path.name: box.names("processing") == [name], "take-up")  # type: ignore[misc]
+                box.wait(lambda name=path.name: box.names("processing") == [name], "take-up")  # type: ignore[misc]
                 seconds.append(time.monotonic() - began)
-                wait(lambda: box.state()["run_id"], "a run")
+                box.wait(lambda: box.state()["run_id"], "a run")
                 (box.paths.control / ".skip").touch()
-                wait(lambda: not box.names("processing") and box.state()["state"] == "idle", "the skip")
+                box.wait(lambda: not box.names("processing") and box.state()["state"] == "idle", "the skip")
             figures.append(Figure(f"take-up after a {name}, longest of {DROPS}", max(seconds), "s", limit))
             figures.append(median_figure(f"take-up after a {name}, median", seconds, "s"))
     return figures

@@ -4,16 +4,20 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
-from guardrails import __version__
+from guardrails import __version__, progress
 from guardrails.errors import DamagedStateError, DiskSpaceError, GuardrailsError, OperationError
 from guardrails.paths import Paths, find_base_dir
 from guardrails.state_io import dump_json
+
+BAR_AFTER_SECONDS = 0.5
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -131,13 +135,58 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Se
         click.echo("  ".join(cells).rstrip())
 
 
-def run(command: click.Command) -> NoReturn:
+class ByteCounter:
+    """A progress bar on stderr for work that takes longer than a moment; never on a pipe.
+
+    rich is imported when the bar first shows, so that quick commands do not pay for it.
+    """
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.bytes = 0
+        self.bar: Any = None
+
+    def advance(self, count: int) -> None:
+        self.bytes += count
+        if self.bar is None and time.monotonic() - self.started > BAR_AFTER_SECONDS:
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TimeElapsedColumn, TransferSpeedColumn
+
+            columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.task = self.bar.add_task("", total=None)
+            self.bar.start()
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.bytes)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+@contextmanager
+def shown_progress() -> Iterator[None]:
+    """Show how many bytes were read and copied, where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    counter = ByteCounter()
+    progress.watch(counter.advance)
+    try:
+        yield
+    finally:
+        counter.close()
+
+
+def run(command: click.Command, *, show_progress: bool = True) -> NoReturn:
     """Run a script's command and exit with the code of docs/cli.md.
 
     Errors of the family and of the operating system end in ``error:`` and ``hint:`` on stderr (a JSON
     object with ``--json``); a closed pipe ends quietly; a bug keeps its traceback.
     """
-    sys.exit(_exit_code(command))
+    with shown_progress() if show_progress else nullcontext():
+        code = _exit_code(command)
+    sys.exit(code)
 
 
 def _exit_code(command: click.Command) -> int:

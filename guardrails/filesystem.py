@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
+from guardrails import progress
 from guardrails.errors import IntegrityError
 from guardrails.manifest import BLOCK_BYTES, FileEntry, hash_file, list_files
 from guardrails.state_io import fsync_folder
@@ -120,6 +121,7 @@ def copy_file(source: Path, target: Path, mode: int) -> str:
         try:
             while count := os.readv(reader, [buffer]):
                 hasher.update(buffer[:count])
+                progress.advance(count)
                 written = 0
                 while written < count:
                     written += os.write(writer, buffer[written:count])

@@ -7,6 +7,7 @@ from typing import TypedDict
 
 from blake3 import blake3
 
+from guardrails import progress
 from guardrails.errors import IntegrityError
 from guardrails.signature import Signature, take_signature
 
@@ -48,6 +49,7 @@ def hash_file(path: Path, *, from_disk: bool = False) -> str:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         while count := file.readinto(buffer):
             hasher.update(buffer[:count])
+            progress.advance(count)
     return hasher.hexdigest()
 
 

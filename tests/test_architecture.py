@@ -9,7 +9,7 @@ from guardrails.paths import CODE_DIR
 
 # Lowest first: a module of guardrails/ imports from lower layers only. The scripts stand above all of them.
 LAYERS = (
-    ("__init__", "bootstrap", "errors", "gpu", "paths", "signature", "state_schema"),
+    ("__init__", "bootstrap", "errors", "gpu", "paths", "progress", "signature", "state_schema"),
     ("locks", "manifest", "state_io"),
     ("cli", "config", "filesystem", "queue_records", "signals", "state", "worker_process"),
     ("config_lock", "findings", "queue", "runs", "state_text", "versions"),
