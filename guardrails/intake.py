@@ -32,7 +32,7 @@ from guardrails.queue_records import (
 )
 from guardrails.state_io import remove_temporary_files
 
-REST_SECONDS = 0.8
+REST_SECONDS = 0.5
 # Long enough that two changes of a folder within one stamp of the file system's clock are seen.
 RACY_SECONDS = 2.0
 UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".download", ".filepart", ".swp", "~")
@@ -110,6 +110,9 @@ def look(paths: Paths, watch: Watch, trained_in: TrainedIn, *, budget_seconds: f
     After ``budget_seconds`` no further file is begun; ``resting`` says then that the next look goes on, as
     it does when another process is taking files just now.
     """
+    if _is_quiet(paths, watch):
+        # Taking the lock writes to the disk, which would never rest.
+        return Intake()
     lock = FileLock(paths.locks / "intake.lock")
     if not lock.try_acquire("taking data files in"):
         return Intake(resting=1)
@@ -201,6 +204,18 @@ def add_file(paths: Paths, source: Path, priority: str, trained_in: TrainedIn, *
                 )
         finally:
             copy.unlink(missing_ok=True)
+
+
+def _is_quiet(paths: Paths, watch: Watch) -> bool:
+    """Whether nothing lies in the inbox, and nothing changed in the queue since it was found in order."""
+    try:
+        with os.scandir(paths.inbox) as entries:
+            if watch.seen or next(entries, None) is not None:
+                return False
+        stats = {state: paths.queue_folder(state).stat() for state in STATES_BY_HAND}
+    except OSError:
+        return False
+    return all(watch.settled_folders.get(state) == (one.st_ino, one.st_mtime_ns) for state, one in stats.items())
 
 
 def _find_in_inbox(paths: Paths, left: list[LeftFile]) -> list[Candidate]:

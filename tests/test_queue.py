@@ -129,9 +129,9 @@ def test_a_file_waits_until_its_size_rests(base: Base) -> None:
         with open(path, "a", encoding="utf-8") as file:
             file.write("more\n")
     assert base.look().queued == []
-    base.clock.seconds += 0.5
+    base.clock.seconds += intake.REST_SECONDS / 2
     assert base.look().queued == []
-    base.clock.seconds += 0.5
+    base.clock.seconds += intake.REST_SECONDS / 2
     assert len(base.look().queued) == 1
 
 
