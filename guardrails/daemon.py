@@ -8,10 +8,8 @@ published, a run with a checkpoint resumes, any other run starts again from its 
 import contextlib
 import os
 import signal
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -20,6 +18,7 @@ from guardrails.backups import backup_of_version, backups_folder, list_backup_id
 from guardrails.change import change_to, finish_pending, open_store
 from guardrails.config import TRAINING_KEYS, Config, load_config
 from guardrails.config_lock import make_lock
+from guardrails.daemon_status import StatusBoard
 from guardrails.errors import (
     BusyError,
     ConfigError,
@@ -47,8 +46,8 @@ from guardrails.runs import (
     write_job,
 )
 from guardrails.signals import Signal, is_stronger
-from guardrails.state_io import SCHEMA_VERSION, read_json, remove_temporary_files, utc_now, write_json
-from guardrails.versions import lineage, read_metadata, store_lock
+from guardrails.state_io import remove_temporary_files, write_json
+from guardrails.versions import read_metadata, store_lock
 from guardrails.worker_process import GRACE_SECONDS, HANG_SECONDS, Action, WorkerProcess, last_log_line
 
 # How often signals are looked for: while a worker lives, and while nothing happens.
@@ -88,8 +87,8 @@ class Daemon:
         self.paths = paths
         self.once = once
         self.lock = FileLock(paths.locks / "daemon.lock")
-        self.session = f"{os.getpid()}-{time.time_ns() // 1_000_000}"
-        self.started_at = utc_now()
+        self.board = StatusBoard(paths)
+        self.log = self.board.log
         self.watch = intake.Watch()
         self.resting = 0
         self.paused = False
@@ -97,7 +96,6 @@ class Daemon:
         self.held: str | None = None
         self.wake_at = 0.0
         self.failed: list[str] = []
-        self.published: dict[str, Any] = {}
         self.record: Record | None = None
 
     def run(self) -> None:
@@ -150,7 +148,7 @@ class Daemon:
         remove_temporary_files(self.paths.status)
         self._drop_abandoned_runs()
         check_before_training(self.paths)
-        self._publish_state("idle")
+        self.board.publish_state("idle")
         self.log(f"started, process {os.getpid()}")
 
     def _note_stop(self, _number: int, _frame: object) -> None:
@@ -185,8 +183,8 @@ class Daemon:
             self.log(f"ended: {error}")
         # A record that cannot be read is left alone; the error that it was is reported already.
         with contextlib.suppress(GuardrailsError):
-            self._publish_progress("stopped" if self._open_record() else "idle")
-        self._publish_state("stopped", reason=str(error) if error else None, exit_code=exit_code)
+            self.board.publish_progress("stopped" if self._open_record() else "idle")
+        self.board.publish_state("stopped", reason=str(error) if error else None, exit_code=exit_code)
         for left in signals.clear(self.paths):
             self.log(f"removed a {left.action} signal that came too late")
         self.lock.release()
@@ -226,7 +224,7 @@ class Daemon:
         self.held = None
         if self.once and not self.resting:
             raise Stopped
-        self._publish_state("idle")
+        self.board.publish_state("idle")
         return False
 
     def _open_record(self) -> Record | None:
@@ -268,8 +266,8 @@ class Daemon:
             self.held = reason
             hint = f" ({error.hint})" if isinstance(error, GuardrailsError) else ""
             self.log(f"the queue is held: {reason}{hint}")
-        self._publish_state("held", reason=reason)
-        self._publish_progress("stopped" if self._open_record() else "idle")
+        self.board.publish_state("held", reason=reason)
+        self.board.publish_progress("stopped" if self._open_record() else "idle")
         self.wake_at = time.monotonic() + HOLD_SECONDS
 
     # Signals while no worker lives
@@ -282,7 +280,7 @@ class Daemon:
         if found is None:
             return
         if found.action == "stop":
-            self._publish_state("stopping")
+            self.board.publish_state("stopping")
             self._acknowledge(found, "done")
             raise Stopped
         if found.action == "skip":
@@ -295,14 +293,14 @@ class Daemon:
                 self._acknowledge(found, "done", record.name)
         elif found.action == "pause":
             self.paused = True
-            self._publish_state("paused", record, reason=found.reason)
-            self._publish_progress("paused")
+            self.board.publish_state("paused", record, reason=found.reason)
+            self.board.publish_progress("paused")
             self._acknowledge(found, "done", "the queue is paused")
         else:
             was_waiting = self.paused or self.wake_at > time.monotonic()
             self.paused, self.wake_at = False, 0.0
-            self._publish_state("idle", record)
-            self._publish_progress("stopped" if record else "idle")
+            self.board.publish_state("idle", record)
+            self.board.publish_progress("stopped" if record else "idle")
             self._acknowledge(found, "done" if was_waiting else "nothing_to_do", None if was_waiting else "not paused")
 
     def _must_stop(self) -> bool:
@@ -311,7 +309,7 @@ class Daemon:
     def _next_signal(self, run_id: str | None) -> Signal | None:
         if not signals.pending(self.paths):
             return None
-        found, dropped = signals.read_strongest(self.paths, self.session, run_id)
+        found, dropped = signals.read_strongest(self.paths, self.board.session, run_id)
         for one in dropped:
             self.log(f"removed a {one.signal.action} signal: {one.why}")
         return found
@@ -339,7 +337,7 @@ class Daemon:
         claimed = record if is_open else self._claim(record)
         if claimed is None:
             return
-        self._publish_state("training", claimed)
+        self.board.publish_state("training", claimed)
         try:
             preflight = check_before_training(self.paths, data_bytes=claimed.size)
             frozen = self._freeze_job(claimed, preflight)
@@ -467,8 +465,8 @@ class Daemon:
             self.log(f"{name}: at rest, goes on from step {newest_checkpoint_step(self.paths, run_id)}")
         if action == "pause":
             self.paused = True
-            self._publish_state("paused", self._open_record(), reason=obeyed.reason if obeyed else None)
-            self._publish_progress("paused")
+            self.board.publish_state("paused", self._open_record(), reason=obeyed.reason if obeyed else None)
+            self.board.publish_progress("paused")
         if obeyed is not None:
             self._acknowledge(obeyed, "done", name)
         if action == "stop" or self._must_stop():
@@ -494,18 +492,18 @@ class Daemon:
                 elif is_held:
                     worker.request("resume")
                     is_held, self.paused, obeyed = False, False, None
-                    self._publish_state("training", record)
+                    self.board.publish_state("training", record)
                     self._acknowledge(found, "done")
                 # Else it waits until the pause that is under way is done.
             elif found is not None and (obeyed is None or is_stronger(found, obeyed) or (is_held and not found.hold)):
                 obeyed, is_held = found, False
-                self._publish_state("stopping", record, reason=found.reason)
+                self.board.publish_state("stopping", record, reason=found.reason)
                 worker.request(self._request_for(found))
             elif found is not None and is_held:
                 self._acknowledge(found, "done", "held already")
-            if obeyed is not None and obeyed.hold and not is_held and self._progress().get("phase") == "held":
+            if obeyed is not None and obeyed.hold and not is_held and self.board.read_progress().get("phase") == "held":
                 is_held = self.paused = True
-                self._publish_state("paused", record, reason=obeyed.reason)
+                self.board.publish_state("paused", record, reason=obeyed.reason)
                 self._acknowledge(obeyed, "done", record.name)
             if not is_held and worker.silent_seconds() > (GRACE_SECONDS if obeyed else HANG_SECONDS):
                 self.hung = True
@@ -532,11 +530,11 @@ class Daemon:
 
     def _publish(self, record: Record) -> None:
         """Version, exchange, second copy, ``completed/``; each step is skipped where it was done before a kill."""
-        self._publish_state("publishing", record)
+        self.board.publish_state("publishing", record)
         version = publish_run(self.paths, record, self.log)
         if version is None:
             return
-        self._publish_progress("idle")
+        self.board.publish_progress("idle")
         self._back_up(version["id"])
         finish_published_run(self.paths, record, version)
         self.log(f"{record.name}: published as {version['id']}, {version['training_steps']} steps in all")
@@ -563,13 +561,13 @@ class Daemon:
         what = f"run {record.run_id} skipped{f': {reason}' if reason else ''}"
         drop_run(self.paths, run_of(record), what)
         queue.finish(self.paths, record.name, "skipped", reason=what, held_back=True)
-        self._publish_progress("paused" if self.paused else "idle")
-        self._publish_state("paused" if self.paused else "idle")
+        self.board.publish_progress("paused" if self.paused else "idle")
+        self.board.publish_state("paused" if self.paused else "idle")
         self.log(f"{record.name}: {what}")
 
     def _fail(self, record: Record, config: Config, attempts: int, reason: str, message: str) -> None:
         """Another attempt after a pause, or ``failed/``; a cause outside the file holds the queue instead."""
-        self._publish_progress("error")
+        self.board.publish_progress("error")
         self.log(f"{record.name}: {reason}: {message}")
         if reason in HELD_REASONS:
             queue.clear_attempts(self.paths, record.name)
@@ -584,80 +582,5 @@ class Daemon:
             return
         pause = RETRY_SECONDS[min(attempts, len(RETRY_SECONDS)) - 1]
         self.wake_at = time.monotonic() + pause
-        self._publish_state("waiting", record, reason=f"{reason}: {message}")
+        self.board.publish_state("waiting", record, reason=f"{reason}: {message}")
         self.log(f"{record.name}: next attempt in {pause:g} s")
-
-    # What others see
-
-    def _progress(self) -> dict[str, Any]:
-        try:
-            return read_json(self.paths.training_status) or {}
-        except GuardrailsError:
-            return {}
-
-    def _publish_progress(self, status: str) -> None:
-        """Live progress while no worker lives to write it: the model's steps of all time, and how things stand."""
-        previous = self._progress()
-        version = None
-        # Without the head, or its version's metadata, the steps are shown as none; what is damaged holds the queue.
-        with contextlib.suppress(GuardrailsError):
-            version = next(lineage(self.paths, read_head(self.paths)["version"]), None)
-        run = {key: previous.get(key) for key in ("run_id", "data_name", "loss", "eval_loss")}
-        at_rest = status in ("paused", "stopped") and self._open_record() is not None
-        self._write(
-            self.paths.training_status,
-            {
-                "schema_version": SCHEMA_VERSION,
-                "status": status,
-                "phase": None,
-                **(run if at_rest or status == "error" else dict.fromkeys(run)),
-                "current_step": previous.get("current_step", 0)
-                if at_rest
-                else (version["training_steps"] if version else 0),
-                "run_step": previous.get("run_step", 0) if at_rest else 0,
-                "run_total_steps": previous.get("run_total_steps", 0) if at_rest else 0,
-                "total_evals": previous.get("total_evals", 0)
-                if at_rest
-                else (version["total_evals"] if version else 0),
-                "eta_seconds": None,
-                "updated_at": utc_now(),
-                "pid": None,
-            },
-        )
-
-    def _publish_state(
-        self, state: str, record: Record | None = None, *, reason: str | None = None, exit_code: int | None = None
-    ) -> None:
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "pid": os.getpid(),
-            "session": self.session,
-            "started_at": self.started_at,
-            "state": state,
-            "run_id": record.run_id if record else None,
-            "data_name": record.name if record else None,
-            "reason": reason,
-        }
-        if document != self.published:
-            ended_at = utc_now() if exit_code is not None else None
-            complete = {**document, "updated_at": utc_now(), "ended_at": ended_at, "exit_code": exit_code}
-            if self._write(self.paths.daemon_status, complete):
-                self.published = document
-
-    def _write(self, path: Path, document: dict[str, Any]) -> bool:
-        """Write a status file if possible: a full disk must not end the daemon that waits for it to be freed."""
-        try:
-            write_json(path, document)
-        except OSError as error:
-            self.log(f"cannot write {path}: {error.strerror}")
-            return False
-        return True
-
-    def log(self, line: str) -> None:
-        """One line to the day's log and to stderr; where the log cannot be written, to stderr alone."""
-        text = f"{utc_now()} {line}\n"
-        sys.stderr.write(text)
-        with contextlib.suppress(OSError):
-            path = self.paths.logs / f"daemon_{time.strftime('%Y%m%d', time.gmtime())}.log"
-            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)

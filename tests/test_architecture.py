@@ -15,7 +15,7 @@ LAYERS = (
     ("config_lock", "findings", "queue", "runs", "state_text", "versions"),
     ("backups", "head", "intake", "state_document"),
     ("change", "preflight"),
-    ("live_model",),
+    ("daemon_status", "live_model"),
     ("daemon",),
 )
 # The worker's side stands apart: it knows these, and of the rest only scripts know it.
@@ -35,7 +35,8 @@ WRITERS = {
     "guardrails.backups": "models/backups/",
     "guardrails.cli": "/dev/null, for a reader that closed the pipe",
     "guardrails.change": "current_model/, models/retired/, models/trash/, models/intent.json",
-    "guardrails.daemon": "logs/, and a run's outcome when the run goes on",
+    "guardrails.daemon": "a run's outcome when the run goes on",
+    "guardrails.daemon_status": "logs/",
     "guardrails.filesystem": "what the owners below ask it to",
     "guardrails.intake": "inbox/, and copies on their way into queue/",
     "guardrails.live_model": "copies that a person asked for",
