@@ -143,6 +143,12 @@ def confirm_by_name(key: str, old: object, new: object) -> None:
         )
 
 
+def refuse_if_changed(paths: Paths, text: str, lock: dict[str, Any] | None) -> None:
+    """Raises OperationError if config or lock are not what the person was asked about; no lock is held while asking."""
+    if read_config_text(paths) != text or read_lock(paths) != lock:
+        raise OperationError("config.json or its lock was changed meanwhile", "look at it, then run the command again")
+
+
 @click.group(help=__doc__.split("\n\n", maxsplit=1)[0])
 @common_options
 @version_option
@@ -303,18 +309,23 @@ def config_set(invocation: Invocation, key: str, value: str) -> None:
     paths, new = invocation.paths, parse_value(value)
     if key not in Config.model_fields:
         raise ConfigError(f'unknown key "{key}"', nearest_key_hint(key))
-    with open_store(paths, f"setting {key}"):
-        settings = parse_config(read_config_text(paths), paths.config)
-        old = settings.get(key, Config().model_dump()[key])
+    check_config({key: new}, paths.config)
+    text = read_config_text(paths)
+    settings = parse_config(text, paths.config)
+    old = settings.get(key, Config().model_dump()[key])
+    lock = read_lock(paths)
+    moved = None
+    if key in LOCKED_KEYS and lock is not None and lock["locked"][key] != new:
+        # Made before the question, so that a base model that is not there is told of first.
         changed = check_config({**settings, key: new}, paths.config)
-        lock = read_lock(paths)
-        if key in LOCKED_KEYS and lock is not None and lock["locked"][key] != new:
-            # Made before the question, so that a base model that is not there is told of first.
-            moved = moved_lock(paths, lock, changed, [key], "a person, by config set")
-            confirm_by_name(key, lock["locked"][key], new)
-            change_config(paths, {key: new}, moved)
-        else:
+        moved = moved_lock(paths, lock, changed, [key], "a person, by config set")
+        confirm_by_name(key, lock["locked"][key], new)
+    with open_store(paths, f"setting {key}"):
+        refuse_if_changed(paths, text, lock)
+        if moved is None:
             set_config_value(paths, key, new)
+        else:
+            change_config(paths, {key: new}, moved)
     if invocation.as_json:
         print_json({"key": key, "old": old, "new": new})
     else:
@@ -326,14 +337,14 @@ def config_set(invocation: Invocation, key: str, value: str) -> None:
 @pass_invocation
 def config_approve(invocation: Invocation) -> None:
     paths = invocation.paths
-    with open_store(paths, "approving"):
-        settings = load_config(paths)
-        changed = find_violations(paths, settings)
-        lock = read_lock(paths)
-        if changed and lock is not None:
-            moved = moved_lock(paths, lock, settings, [key for key, _, _ in changed], "a person, by config approve")
-            for key, old, new in changed:
-                confirm_by_name(key, old, new)
+    text, settings, lock = read_config_text(paths), load_config(paths), read_lock(paths)
+    changed = find_violations(paths, settings)
+    if changed and lock is not None:
+        moved = moved_lock(paths, lock, settings, [key for key, _, _ in changed], "a person, by config approve")
+        for key, old, new in changed:
+            confirm_by_name(key, old, new)
+        with open_store(paths, "approving"):
+            refuse_if_changed(paths, text, lock)
             write_json(paths.config_lock, moved)
     report = [{"key": key, "old": old, "new": new} for key, old, new in changed]
     if invocation.as_json:

@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 
 from guardrails.cli import Invocation, common_options, pass_invocation, print_json, run, version_option
-from guardrails.config import starting_config
+from guardrails.config import load_config, set_config_value, starting_config
 from guardrails.daemon import Daemon
 from guardrails.errors import OperationError
 from guardrails.locks import check_platform
@@ -62,6 +62,9 @@ def initialize(paths: Paths, tiny: bool) -> list[str]:
     if tiny and not (paths.base / TINY_MODEL).is_dir():
         make_tiny_model(paths.base / TINY_MODEL)
         made.append(f"{TINY_MODEL}/")
+    if tiny and paths.config.exists() and load_config(paths).base_model is None:
+        set_config_value(paths, "base_model", TINY_MODEL)
+        made.append("base_model in config.json")
     if not paths.config.exists():
         write_text(paths.config, starting_config(**(TINY_SETTINGS if tiny else {})))
         made.append("config.json")

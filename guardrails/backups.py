@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from guardrails.config import parse_config
 from guardrails.errors import ConfigError, DamagedStateError, IntegrityError, OperationError
 from guardrails.filesystem import copy_file, copy_tree, remove_tree, rename_noreplace, sync_filesystem
-from guardrails.manifest import FileEntry, find_damage, total_size
+from guardrails.manifest import FileEntry, find_damage, same_content, total_size
 from guardrails.paths import BACKUP_ID, STAGE_PREFIX, Paths
 from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, utc_now, write_json
 from guardrails.versions import (
@@ -65,11 +65,16 @@ def read_backup(folder: Path, backup_id: str) -> dict[str, Any]:
     raise OperationError(f"there is no backup {backup_id!r}", "backup_manager.py list shows what there is")
 
 
-def backup_of_version(folder: Path, version_id: str) -> str | None:
-    """The newest backup of a version, or None. Backups with unreadable metadata count for nothing."""
+def backup_of_version(folder: Path, version: dict[str, Any]) -> str | None:
+    """The newest backup with the very files of a version, or None.
+
+    The id alone does not tell: another base dir may keep its backups in the same folder. Backups with unreadable
+    metadata count for nothing.
+    """
     for backup_id in reversed(list_backup_ids(folder)):
         try:
-            if read_backup(folder, backup_id)["version"] == version_id:
+            backup = read_backup(folder, backup_id)
+            if backup["version"] == version["id"] and same_content(backup["files"], version["files"]):
                 return backup_id
         except DamagedStateError:
             continue

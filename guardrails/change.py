@@ -11,6 +11,7 @@ Every change is an intent record (``models/intent.json``), written before the fi
 Each step looks at what the folders say before it acts, so going on after a kill is running all of them again.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ from guardrails.versions import (
     read_metadata,
     store_lock,
     version_name,
+    version_number,
 )
 
 Announce = Callable[[str], None]
@@ -62,12 +64,15 @@ def open_store(paths: Paths, purpose: str, announce: Announce = say_nothing) -> 
 
 def finish_pending(paths: Paths, announce: Announce = say_nothing) -> None:
     """Finish the change that a kill interrupted and remove stages that no record names. Needs the store lock."""
-    intent = read_json(paths.intent)
+    intent = read_json(paths.intent, ("operation", "config", "queue"))
     if intent is not None:
         announce(f"finishing the interrupted {intent['operation']}")
         try:
             carry_out(paths, intent, announce)
         except IntegrityError as error:
+            if paths.intent.exists():
+                # Not undone: nothing may be cleaned up, for a stage may hold the only copy.
+                raise
             # Undone, so that nothing pends any more; who comes next asked for something else.
             announce(error.message)
     for path in (paths.config, paths.config_lock):
@@ -174,7 +179,9 @@ def carry_out(paths: Paths, intent: dict[str, Any], announce: Announce) -> None:
         if not intent.get("undo"):
             _exchange(paths, intent)
             write_head(paths, _settle_displaced(paths, intent))
-            announce(f"current_model/ is {intent['target'] or 'empty: a fresh start'}")
+            # A reader that went away must not stop a change half-way.
+            with contextlib.suppress(OSError):
+                announce(f"current_model/ is {intent['target'] or 'empty: a fresh start'}")
         if intent.get("undo") or (intent["target"] is not None and not _check_or_heal(paths, intent, announce)):
             _undo(paths, intent, announce)
     for key, value in intent["config"].items():
@@ -230,7 +237,7 @@ def _exchange(paths: Paths, intent: dict[str, Any]) -> None:
         if live is not None and live == intent["live_inode"]:
             paths.current_model.rename(_displaced_folder(paths, intent))
             fsync_folder(paths.models)
-    elif live != intent["stage_inode"]:
+    elif live != intent["stage_inode"] and not _was_exchanged_elsewhere(paths, intent):
         stage = paths.base / intent["stage"]
         if live is not None:
             _take_place_of_live_model(paths, stage)
@@ -238,6 +245,13 @@ def _exchange(paths: Paths, intent: dict[str, Any]) -> None:
             stage.rename(paths.current_model)
         fsync_folder(stage.parent)
     fsync_folder(paths.base)
+
+
+def _was_exchanged_elsewhere(paths: Paths, intent: dict[str, Any]) -> bool:
+    """Whether step 1 was done before the base dir was copied to other inodes: the bytes have to tell then."""
+    if _inode(paths.base / intent["stage"]) == intent["stage_inode"]:
+        return False
+    return not find_damage(paths.current_model, read_metadata(paths, intent["target"])["files"])
 
 
 def _take_place_of_live_model(paths: Paths, stage: Path) -> None:
@@ -417,10 +431,29 @@ def _config_changes(paths: Paths, target: str | None) -> dict[str, Any]:
     }
 
 
+def _diverging(
+    paths: Paths, one: str | None, other: str | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """What each lineage has of its own, down to the common ancestor and no further."""
+    mine: dict[str, dict[str, Any]] = {}
+    theirs: dict[str, dict[str, Any]] = {}
+    left, right = lineage(paths, one), lineage(paths, other)
+    first, second = next(left, None), next(right, None)
+    while (first is None) != (second is None) or (first and second and first["id"] != second["id"]):
+        # An ancestor has a smaller number than what came of it.
+        if second is None or (first is not None and version_number(first["id"]) > version_number(second["id"])):
+            assert first is not None
+            mine[first["id"]] = first
+            first = next(left, None)
+        else:
+            theirs[second["id"]] = second
+            second = next(right, None)
+    return mine, theirs
+
+
 def _queue_changes(paths: Paths, before: str | None, after: str | None, operation: str) -> list[dict[str, Any]]:
     """Data files whose training leaves or joins the model when it goes from one version to another."""
-    old = {metadata["id"]: metadata for metadata in lineage(paths, before)}
-    new = {metadata["id"]: metadata for metadata in lineage(paths, after)}
+    old, new = _diverging(paths, before, after)
     where = after or "a fresh start"
     undone = [
         {
@@ -430,13 +463,11 @@ def _queue_changes(paths: Paths, before: str | None, after: str | None, operatio
             "reason": f"run {metadata['run_id']} ({version}) undone by {operation} to {where}",
         }
         for version, metadata in old.items()
-        if version not in new
         for data in metadata["data"]
     ]
     redone = [
         {"name": data["name"], "blake3": data["blake3"], "trained": version, "reason": None}
         for version, metadata in new.items()
-        if version not in old
         for data in metadata["data"]
     ]
     return undone + redone

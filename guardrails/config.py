@@ -164,11 +164,12 @@ def set_config_value(paths: Paths, key: str, value: object) -> None:
     """Change one value of config.json durably; every other character stays as it is.
 
     Raises:
-        ConfigError: the config is unreadable, or would not be valid with the value.
+        ConfigError: the config is not JSON, or the value is not valid for the key. Other keys may be wrong still:
+            each can be set right by itself.
     """
     text = read_config_text(paths)
-    settings = parse_config(text, paths.config)
-    check_config({**settings, key: value}, paths.config)
+    parse_config(text, paths.config)
+    check_config({key: value}, paths.config)
     write_text(paths.config, replace_value(text, key, value))
 
 

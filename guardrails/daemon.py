@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -30,7 +31,7 @@ from guardrails.errors import (
 from guardrails.head import condition_of_live_model, read_head, trained_lookup
 from guardrails.live_model import back_up_version, finish_published_run, publish_run, save_version
 from guardrails.locks import FileLock, read_holder
-from guardrails.paths import Paths
+from guardrails.paths import PRIORITIES, Paths
 from guardrails.preflight import Preflight, check_before_training
 from guardrails.queue_records import Record, find_duplicate, next_file, processing
 from guardrails.runs import (
@@ -57,6 +58,7 @@ IDLE_SECONDS = 0.25
 RETRY_SECONDS = (1.0, 10.0, 60.0, 300.0)
 # How long a held queue waits before it looks whether the cause is gone.
 HOLD_SECONDS = 10.0
+MAX_HOLD_SECONDS = 600.0
 # How long a worker whose daemon was killed may take to save and leave.
 ORPHAN_SECONDS = 60.0
 # How long files may be taken in before signals are looked for again.
@@ -65,7 +67,7 @@ DAY_SECONDS = 86_400
 # Another attempt would end the same way.
 FINAL_REASONS = ("bad_data", "non_finite_loss")
 # Not the file's fault: the queue waits, and the attempt does not count.
-HELD_REASONS = ("disk_full", "bad_model")
+HELD_REASONS = ("disk_full", "bad_model", "bad_validation")
 
 
 def kill_worker(pid: int, run_folder: Path) -> None:
@@ -74,6 +76,10 @@ def kill_worker(pid: int, run_folder: Path) -> None:
         process = psutil.Process(pid)
         if str(run_folder) in process.cmdline():
             process.kill()
+
+
+class LostLockError(OperationError):
+    """Somebody removed the daemon's lock: another daemon may run by now."""
 
 
 class Stopped(Exception):  # noqa: N818 - an ending, not an error
@@ -94,6 +100,7 @@ class Daemon:
         self.paused = False
         self.asked_to_stop = False
         self.held: str | None = None
+        self.hold_seconds = HOLD_SECONDS
         self.wake_at = 0.0
         self.failed: list[str] = []
         self.record: Record | None = None
@@ -123,7 +130,7 @@ class Daemon:
             raise
         finally:
             self._end(ending)
-        if self.failed:
+        if self.once and self.failed:
             raise TrainingError(
                 f"{len(self.failed)} failed: {', '.join(self.failed)}",
                 "training_queue.py list shows why; training_queue.py retry NAME tries again",
@@ -142,11 +149,15 @@ class Daemon:
             signal.signal(number, self._note_stop)
         for stale in signals.clear(self.paths):
             self.log(f"removed a stale {stale.action} signal")
+        # From here on signals find this session; what follows may take as long as hashing a base model.
+        self.board.publish_state("starting")
         with store_lock(self.paths).hold("daemon start", ORPHAN_SECONDS):
             finish_pending(self.paths, self.log)
         self._await_orphans()
         remove_temporary_files(self.paths.status)
         self._drop_abandoned_runs()
+        if self._must_stop():
+            raise Stopped
         check_before_training(self.paths)
         self.board.publish_state("idle")
         self.log(f"started, process {os.getpid()}")
@@ -171,14 +182,17 @@ class Daemon:
         for run_id in sorted(os.listdir(self.paths.runs)):
             if (record is None or record.run_id != run_id) and has_continuation(self.paths, run_id):
                 outcome = read_outcome(self.paths, run_id)
-                if outcome is None or outcome["result"] != "completed":
+                if outcome is None or outcome["result"] == "interrupted":
                     drop_run(self.paths, run_id, "its data file is gone")
                     self.log(f"run {run_id} dropped: its data file is gone")
+                elif outcome["result"] != "completed":
+                    # A kill came between its end and the clearing up.
+                    remove_continuation(self.paths.run(run_id))
 
     def _end(self, error: BaseException | None) -> None:
-        exit_code = (
-            error.exit_code if isinstance(error, GuardrailsError) else int(error is not None or bool(self.failed))
-        )
+        exit_code = error.exit_code if isinstance(error, GuardrailsError) else int(error is not None)
+        if error is None and self.once and self.failed:
+            exit_code = TrainingError.exit_code
         if error is not None:
             self.log(f"ended: {error}")
         # A record that cannot be read is left alone; the error that it was is reported already.
@@ -198,7 +212,7 @@ class Daemon:
                 if self._take_next_step():
                     continue
             except (GuardrailsError, OSError) as error:
-                if self.once:
+                if self.once or isinstance(error, LostLockError):
                     raise
                 self._hold(error)
             self._rest(self._poll_seconds())
@@ -210,6 +224,10 @@ class Daemon:
             Stopped: the queue is worked empty, or a stop was obeyed.
             GuardrailsError: the queue has to wait for a person or the disk.
         """
+        if self.lock.is_lost():
+            raise LostLockError(
+                f"{self.lock.path} was removed while the daemon held it", "start the daemon anew: training_daemon.py"
+            )
         self._take_in()
         if self.paused or time.monotonic() < self.wake_at:
             return False
@@ -266,9 +284,12 @@ class Daemon:
             self.held = reason
             hint = f" ({error.hint})" if isinstance(error, GuardrailsError) else ""
             self.log(f"the queue is held: {reason}{hint}")
+            self.hold_seconds = HOLD_SECONDS
         self.board.publish_state("held", reason=reason)
         self.board.publish_progress("stopped" if self._open_record() else "idle")
-        self.wake_at = time.monotonic() + HOLD_SECONDS
+        self.wake_at = time.monotonic() + self.hold_seconds
+        # Looking again may mean starting a worker: a cause that stays is looked at ever less often.
+        self.hold_seconds = min(2 * self.hold_seconds, MAX_HOLD_SECONDS)
 
     # Signals while no worker lives
 
@@ -309,7 +330,11 @@ class Daemon:
     def _next_signal(self, run_id: str | None) -> Signal | None:
         if not signals.pending(self.paths):
             return None
-        found, dropped = signals.read_strongest(self.paths, self.board.session, run_id)
+        try:
+            found, dropped = signals.read_strongest(self.paths, self.board.session, run_id)
+        except (GuardrailsError, OSError) as error:
+            self.log(f"cannot read the signals: {error}")
+            return None
         for one in dropped:
             self.log(f"removed a {one.signal.action} signal: {one.why}")
         return found
@@ -317,9 +342,13 @@ class Daemon:
     def _acknowledge(self, obeyed: Signal, result: str, detail: str | None = None) -> None:
         """Answer a signal; weaker ones that wait beside it are superseded."""
         self.log(f"{obeyed.action}: " + ", ".join(filter(None, (result, detail, obeyed.reason))))
-        if result == "done":
-            signals.supersede_weaker(self.paths, obeyed.action)
-        signals.acknowledge(self.paths, obeyed, result, detail)
+        try:
+            if result == "done":
+                signals.supersede_weaker(self.paths, obeyed.action)
+            signals.acknowledge(self.paths, obeyed, result, detail)
+        except (GuardrailsError, OSError) as error:
+            # A full disk, say. The signal stays and is looked at again; no run may end for it.
+            self.log(f"cannot acknowledge {obeyed.action}: {error}")
 
     # One data file
 
@@ -362,7 +391,13 @@ class Daemon:
         """
         with open_store(self.paths, f"taking {record.name}", self.log):
             # A person may have written into a file that waits.
-            record = queue.refresh(self.paths, record.name)
+            try:
+                record = queue.refresh(self.paths, record.name)
+            except OperationError:
+                return None
+            if record.state not in PRIORITIES:
+                # Taken out by a person just now.
+                return None
             found = find_duplicate(self.paths, record.blake3, trained_lookup(self.paths), record.name)
             if found is not None and not record.force:
                 queue.finish(self.paths, record.name, "skipped", reason=found.reason)
@@ -385,6 +420,9 @@ class Daemon:
             still_open = self._open_record()
             if still_open is None or still_open.run_id != record.run_id:
                 return None
+            if load_config(paths) != config:
+                # Changed since the pre-flight: that is made again, with the new one.
+                return None
             version = self._save_model(record)
             if not preflight.is_locked:
                 write_json(paths.config_lock, make_lock(config, preflight.fingerprint, "first training"))
@@ -392,7 +430,12 @@ class Daemon:
             job = read_job(paths, run_of(record))
             if job is not None:
                 known = (job["parent_version"], job["data_blake3"], job["base_model_fingerprint"])
+                has_begun = newest_checkpoint_step(paths, run_of(record)) > 0
                 if known == (version, record.blake3, preflight.fingerprint["blake3"]):
+                    if has_begun or job["config"] == config.model_dump():
+                        return record
+                    self.log(f"{record.name}: nothing was trained yet; it takes the config as it is now")
+                    self._write_job(record, preflight, version)
                     return record
                 self.log(f"{record.name}: the model or the data changed since its run began; it starts anew")
                 abandoned = run_of(record)
@@ -400,29 +443,33 @@ class Daemon:
                 queue.requeue(paths, record.name)
                 drop_run(paths, abandoned, "the model or the data changed since the run began")
                 record = self._open_run(record)
-            parent = read_metadata(paths, version) if version else None
-            write_job(
-                paths,
-                {
-                    "run_id": record.run_id,
-                    "data_name": record.name,
-                    "data_path": str(paths.queue_folder("processing") / record.name),
-                    "data_blake3": record.blake3,
-                    "base_model": str(preflight.base_model),
-                    "base_model_fingerprint": preflight.fingerprint["blake3"],
-                    "base_model_files": preflight.fingerprint,
-                    "config": config.model_dump(),
-                    "parent_version": version,
-                    "parent_adapter": str(paths.version(version) / "model") if version else None,
-                    "start_steps": parent["training_steps"] if parent else 0,
-                    "start_evals": parent["total_evals"] if parent else 0,
-                    "status_file": str(paths.training_status),
-                    **{key: getattr(config, key) for key in TRAINING_KEYS},
-                    "validation_file": str(paths.resolve(config.validation_file)) if config.validation_file else None,
-                    "world_size": 1,
-                },
-            )
+            self._write_job(record, preflight, version)
             return record
+
+    def _write_job(self, record: Record, preflight: Preflight, version: str | None) -> None:
+        """Freeze what the run is to do. Paths in it are relative to the base dir where they lie in it."""
+        paths, config = self.paths, preflight.config
+        parent = read_metadata(paths, version) if version else None
+        write_job(
+            paths,
+            {
+                "run_id": record.run_id,
+                "data_name": record.name,
+                "data_path": f"queue/processing/{record.name}",
+                "data_blake3": record.blake3,
+                "base_model": paths.relative(preflight.base_model),
+                "base_model_fingerprint": preflight.fingerprint["blake3"],
+                "base_model_files": preflight.fingerprint,
+                "config": config.model_dump(),
+                "parent_version": version,
+                "parent_adapter": f"models/versions/{version}/model" if version else None,
+                "start_steps": parent["training_steps"] if parent else 0,
+                "start_evals": parent["total_evals"] if parent else 0,
+                **{key: getattr(config, key) for key in TRAINING_KEYS},
+                "validation_file": config.validation_file and paths.relative(paths.resolve(config.validation_file)),
+                "world_size": 1,
+            },
+        )
 
     def _save_model(self, record: Record) -> str | None:
         """The version that ``current_model/`` is, made if need be; a model that was deleted is put back first."""
@@ -478,12 +525,7 @@ class Daemon:
         is_held = self.hung = False
         while worker.exit_code() is None:
             time.sleep(WATCH_SECONDS)
-            try:
-                found = self._next_signal(record.run_id)
-            except (GuardrailsError, OSError) as error:
-                # A full disk, say. The run has checkpoints to lose nothing by, this signal is looked at again.
-                self.log(f"cannot answer a signal: {error}")
-                found = None
+            found = self._next_signal(record.run_id)
             if self._must_stop() and (found is None or found.action != "stop"):
                 found = Signal("stop", "none")
             if found is not None and found.action == "resume":
@@ -505,11 +547,17 @@ class Daemon:
                 is_held = self.paused = True
                 self.board.publish_state("paused", record, reason=obeyed.reason)
                 self._acknowledge(obeyed, "done", record.name)
-            if not is_held and worker.silent_seconds() > (GRACE_SECONDS if obeyed else HANG_SECONDS):
+            if not is_held and worker.silent_seconds() > self._patience_seconds(obeyed):
                 self.hung = True
                 worker.signal(signal.SIGKILL)
                 worker.process.wait()
         return obeyed
+
+    def _patience_seconds(self, obeyed: Signal | None) -> float:
+        """How long the worker may be silent. Hashing and flushing a large checkpoint gives no sign of life either."""
+        if obeyed is None or self.board.read_progress().get("phase") == "saving":
+            return HANG_SECONDS
+        return GRACE_SECONDS
 
     def _explain_death(self, worker: WorkerProcess) -> tuple[str, str]:
         """Reason and message for a worker that left no outcome."""
@@ -535,11 +583,11 @@ class Daemon:
         if version is None:
             return
         self.board.publish_progress("idle")
-        self._back_up(version["id"])
+        self._back_up(version)
         finish_published_run(self.paths, record, version)
         self.log(f"{record.name}: published as {version['id']}, {version['training_steps']} steps in all")
 
-    def _back_up(self, version_id: str) -> None:
+    def _back_up(self, version: dict[str, Any]) -> None:
         """The second copy, as the config wants it.
 
         Raises:
@@ -547,15 +595,15 @@ class Daemon:
         """
         config = load_config(self.paths)
         folder = backups_folder(self.paths)
-        if config.backup == "off" or backup_of_version(folder, version_id) is not None:
+        if config.backup == "off" or backup_of_version(folder, version) is not None:
             return
         ids = list_backup_ids(folder)
         if config.backup == "daily" and ids:
             newest = read_backup(folder, ids[-1])["created_at"]
             if newest > time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - DAY_SECONDS)):
                 return
-        backup = back_up_version(self.paths, version_id)
-        self.log(f"{version_id} backed up as {backup['id']}")
+        backup = back_up_version(self.paths, version["id"])
+        self.log(f"{version['id']} backed up as {backup['id']}")
 
     def _skip(self, record: Record, reason: str | None) -> None:
         what = f"run {record.run_id} skipped{f': {reason}' if reason else ''}"
@@ -573,7 +621,7 @@ class Daemon:
             queue.clear_attempts(self.paths, record.name)
         if reason == "disk_full":
             raise DiskSpaceError(f"the disk is full: {message}", "free some space; the run goes on by itself")
-        if reason == "bad_model":
+        if reason in HELD_REASONS:
             raise ConfigError(message, "training_controller.py config check")
         if reason in FINAL_REASONS or attempts >= config.max_attempts:
             queue.finish(self.paths, record.name, "failed", reason=f"{reason}: {message}")

@@ -91,7 +91,9 @@ class StatusBoard:
     def log(self, line: str) -> None:
         """One line to the day's log and to stderr; where the log cannot be written, to stderr alone."""
         text = f"{utc_now()} {line}\n"
-        sys.stderr.write(text)
+        # A full disk or a terminal that is gone must not end months of training.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
         with contextlib.suppress(OSError):
             path = self.paths.logs / f"daemon_{time.strftime('%Y%m%d', time.gmtime())}.log"
             with path.open("a", encoding="utf-8", errors="backslashreplace") as file:

@@ -77,17 +77,20 @@ def rename_noreplace(source: Path, target: Path) -> None:
     """Rename without ever overwriting.
 
     Where the file system lacks the atomic form, a file is linked and then unlinked: a kill between
-    the two leaves both names on the same file.
+    the two leaves both names on the same file. A folder is renamed after a look: at worst that replaces
+    an empty folder.
 
     Raises:
         FileExistsError: ``target`` exists; nothing was changed.
-        UnsupportedError: a folder on a file system without the atomic form.
     """
     try:
         _rename_with(RENAME_NOREPLACE, source, target)
     except UnsupportedError:
         if source.is_dir():
-            raise
+            if os.path.lexists(target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+            source.rename(target)
+            return
         os.link(source, target, follow_symlinks=False)
         source.unlink()
 

@@ -97,6 +97,11 @@ def check_live_folder(paths: Paths) -> None:
         raise OperationError(
             f"{paths.current_model} is a mount point", "mount the disk as the whole base dir, not as current_model/"
         )
+    if paths.models.exists() and paths.models.stat().st_dev != paths.base.stat().st_dev:
+        raise OperationError(
+            f"{paths.models} is on another disk than {paths.base}; folders cannot be exchanged between disks",
+            "put the whole base dir on that disk; only backups may be elsewhere (backup_dir)",
+        )
 
 
 def trained_lookup(paths: Paths) -> Callable[[str], str | None]:

@@ -1,5 +1,6 @@
 """What people and the daemon do with ``current_model/``: save it, publish a run, go back, restore."""
 
+import os
 import shlex
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from guardrails.locks import read_holder
 from guardrails.manifest import find_damage
 from guardrails.paths import STAGE_PREFIX, Paths
 from guardrails.queue import finish
-from guardrails.queue_records import Record, processing, read_record
+from guardrails.queue_records import Record, find_states, processing, read_record
 from guardrails.runs import drop_run, read_job, read_outcome, remove_continuation, run_of, worker_of
 from guardrails.state_io import fsync_folder, read_json, set_aside, utc_now, write_json
 from guardrails.versions import (
@@ -99,8 +100,12 @@ def publish_run(paths: Paths, record: Record, announce: Announce) -> dict[str, A
 
 def _is_open(paths: Paths, record: Record) -> bool:
     """Whether the run of ``record`` is still the open one, or its data file was taken away meanwhile."""
-    current = read_record(paths, record.name)
-    return current is not None and (current.run_id, current.state) == (record.run_id, "processing")
+    current = processing(paths)
+    if current is not None:
+        return (current.name, current.run_id) == (record.name, record.run_id)
+    last = read_record(paths, record.name)
+    taken_away = last is not None and (last.run_id, last.state) == (record.run_id, "processing")
+    return taken_away and not find_states(paths, record.name)
 
 
 def _find_published(paths: Paths, run_id: str, parent: str | None) -> dict[str, Any] | None:
@@ -118,7 +123,12 @@ def _add_published_version(paths: Paths, number: int, job: dict[str, Any], outco
     run_id = job["run_id"]
     output = paths.run(run_id) / "output"
     if problems := find_damage(output, outcome["files"]):
-        raise IntegrityError(f"the output of run {run_id} is damaged: {problems[0]}", "it is trained again")
+        # Without an outcome the run goes on from its last checkpoint.
+        (paths.run(run_id) / "outcome.json").unlink()
+        fsync_folder(paths.run(run_id))
+        raise IntegrityError(
+            f"the output of run {run_id} is damaged: {problems[0]}", "it is trained again from its last checkpoint"
+        )
     parent = read_metadata(paths, job["parent_version"]) if job["parent_version"] else None
     rows = outcome["rows"]
     metadata = {
@@ -154,8 +164,9 @@ def finish_published_run(paths: Paths, record: Record, version: dict[str, Any]) 
 
 
 def _finish_published_run(paths: Paths, record: Record, version: dict[str, Any]) -> None:
-    finish(paths, record.name, "completed", version=version["id"], rows=version["data"][0]["rows"])
+    # In this order: after a kill the file is still in processing/, and both are done again.
     remove_continuation(paths.run(run_of(record)))
+    finish(paths, record.name, "completed", version=version["id"], rows=version["data"][0]["rows"])
 
 
 def back_up_version(paths: Paths, version_id: str) -> dict[str, Any]:
@@ -218,16 +229,23 @@ def copy_version(paths: Paths, version_id: str, target: Path) -> None:
         OperationError: the target exists and is not empty.
         IntegrityError: the version is damaged; the target is removed again.
     """
-    require_kept(paths, version_id)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OperationError(f"{target} exists and is not empty", "name a new folder with --target")
-    if target.exists():
-        target.rmdir()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    copy_tree(paths.version(version_id) / "model", target, file_mode=0o644, folder_mode=0o755, independent=False)
-    if problems := find_damage(target, read_metadata(paths, version_id)["files"]):
-        remove_tree(target)
-        raise IntegrityError(f"{version_id} is damaged: {problems[0]}", "backup_manager.py list shows its second copy")
+    with open_store(paths, f"copying {version_id}"):
+        require_kept(paths, version_id)
+        if target.exists():
+            target.rmdir()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = target.with_name(f"{STAGE_PREFIX}{version_id}")
+        if stage.exists():
+            remove_tree(stage)
+        model = paths.version(version_id) / "model"
+        copy_tree(model, stage, file_mode=LIVE_FILE_MODE, folder_mode=LIVE_FOLDER_MODE, independent=False)
+        if problems := find_damage(stage, read_metadata(paths, version_id)["files"]):
+            remove_tree(stage)
+            raise IntegrityError(f"{version_id} is damaged: {problems[0]}", "backup_manager.py list shows its copy")
+        rename_noreplace(stage, target)
+        fsync_folder(target.parent)
 
 
 def rollback(paths: Paths, announce: Announce) -> Outcome:
@@ -241,6 +259,14 @@ def rollback(paths: Paths, announce: Announce) -> Outcome:
         IntegrityError: the version to go back to is damaged beyond healing; nothing was changed.
     """
     _wait_for_run_to_rest(paths, announce)
+    interrupted = read_json(paths.intent, ("operation", "config", "queue"))
+    if interrupted is not None and interrupted["operation"] == "rollback":
+        # The one that was interrupted is the one that is meant.
+        with open_store(paths, "rolling back", announce):
+            version = read_head(paths)["version"]
+        return Outcome(
+            f"finished the rollback that was interrupted; current_model/ is {version or 'empty'}", None, version
+        )
     record = processing(paths)
     if record is not None and _is_held_in_memory(paths, record):
         return _drop_held_run(paths, record, announce)
@@ -257,11 +283,19 @@ def _finish_completed_run(paths: Paths, announce: Announce) -> None:
     Raises:
         BusyError: a run trains.
     """
+    record = processing(paths)
+    if record is not None and _daemon_state(paths) is None and worker_of(paths, run_of(record)) is not None:
+        _wait_for_orphan(paths, run_of(record), announce)
     _refuse_while_training(paths)
     record = processing(paths)
     outcome = read_outcome(paths, run_of(record)) if record else None
     if record is not None and outcome is not None and outcome["result"] == "completed":
-        version = publish_run(paths, record, announce)
+        try:
+            version = publish_run(paths, record, announce)
+        except IntegrityError as error:
+            # It is a run that stands still now, as after a kill.
+            announce(error.message)
+            return
         if version is not None:
             finish_published_run(paths, record, version)
 
@@ -365,11 +399,7 @@ def _is_held_in_memory(paths: Paths, record: Record) -> bool:
 
 
 def _wait_for_run_to_rest(paths: Paths, announce: Announce) -> None:
-    """Wait for a run that was asked to end, and for a worker whose daemon died.
-
-    Raises:
-        BusyError: a worker without a daemon does not end.
-    """
+    """Wait for a run that was asked to end."""
 
     def asked_to_end() -> bool:
         state = _daemon_state(paths)
@@ -383,9 +413,6 @@ def _wait_for_run_to_rest(paths: Paths, announce: Announce) -> None:
         announce("waiting for the run that was asked to end")
         while asked_to_end():
             time.sleep(POLL_SECONDS)
-    record = processing(paths)
-    if record is not None and _daemon_state(paths) is None and worker_of(paths, run_of(record)) is not None:
-        _wait_for_orphan(paths, run_of(record), announce)
 
 
 def _wait_for_orphan(paths: Paths, run_id: str, announce: Announce) -> None:
@@ -408,6 +435,7 @@ def back_up(paths: Paths, source: Path, backup_type: BackupType, reason: str | N
         IntegrityError: it changed while it was copied, or is damaged; no backup is made.
     """
     folder = backups_folder(paths)
+    source = real_source(source)
     if source == folder or folder in source.parents or source in folder.parents:
         raise OperationError(f"{source} and the backups in {folder} contain each other", "back up one folder at a time")
     with open_store(paths, f"backing up {source}"):
@@ -439,9 +467,14 @@ def restore_backup(paths: Paths, backup_id: str, target: Path | None, announce: 
     folder = backups_folder(paths)
     metadata = read_backup(folder, backup_id)
     tree = folder / backup_id / "model"
-    source = paths.base / metadata["source"].rstrip("/")
+    source = real_source(paths.base / metadata["source"].rstrip("/"))
     if target is None and source == paths.current_model:
         _finish_completed_run(paths, announce)
+    elif target is None and source.parent != paths.versions and is_model_part(paths, source):
+        raise OperationError(
+            f"{metadata['source']} is a part of a model",
+            f"put it into a new folder: backup_manager.py restore {backup_id} TARGET",
+        )
     with open_store(paths, f"restoring {backup_id}", announce):
         if problems := find_damage(tree, metadata["files"], from_disk=True):
             raise IntegrityError(f"{backup_id} is damaged: {problems[0]}", "backup_manager.py list shows the others")
@@ -465,6 +498,16 @@ def restore_backup(paths: Paths, backup_id: str, target: Path | None, announce: 
         )
 
 
+def real_source(path: Path) -> Path:
+    """A path without links on the way to it, so that what is a model is known as one."""
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
+def is_model_part(paths: Paths, path: Path) -> bool:
+    """Whether the path lies in ``current_model/`` or below ``models/``, which change as a whole only."""
+    return paths.current_model in path.parents or path == paths.models or paths.models in path.parents
+
+
 def _restore_model_backup(paths: Paths, metadata: dict[str, Any], tree: Path, announce: Announce) -> Outcome:
     _refuse_while_training(paths)
     version = metadata["version"]
@@ -473,16 +516,18 @@ def _restore_model_backup(paths: Paths, metadata: dict[str, Any], tree: Path, an
         known = {"version": head["version"]}
         what = changed_by_hand_metadata(paths, known, f"restored from {metadata['id']}", "snapshot")
         version = add_version(paths, next_number(paths, head), tree, what, "copy")["id"]
-    elif not is_kept(paths, version):
-        put_version_back(paths, metadata["version_metadata"], tree)
-        announce(f"{version} was gone; made again from {metadata['id']}")
     else:
-        _put_metadata_back(paths, metadata, announce)
+        was_kept = is_kept(paths, version)
+        if not was_kept:
+            put_version_back(paths, metadata["version_metadata"], tree)
+            announce(f"{version} was gone; made again from {metadata['id']}")
+        if _put_metadata_back(paths, metadata, announce) and was_kept:
+            return Outcome(f"put the metadata of {version} back; current_model/ is as it was", None, version)
     return _restore(paths, version, announce)
 
 
-def _put_metadata_back(paths: Paths, backup: dict[str, Any], announce: Announce) -> None:
-    """Replace a version's damaged metadata by the backup's; the damaged file stays beside it."""
+def _put_metadata_back(paths: Paths, backup: dict[str, Any], announce: Announce) -> bool:
+    """Whether a version's metadata was damaged and replaced by the backup's; the damaged file stays beside it."""
     path = paths.version(backup["version"]) / "metadata.json"
     try:
         read_metadata(paths, backup["version"])
@@ -491,6 +536,8 @@ def _put_metadata_back(paths: Paths, backup: dict[str, Any], announce: Announce)
             set_aside(path)
         write_json(path, backup["version_metadata"])
         announce(f"{backup['version']}: metadata.json put back from {backup['id']}")
+        return True
+    return False
 
 
 def put_copy(paths: Paths, metadata: dict[str, Any], tree: Path, target: Path) -> None:

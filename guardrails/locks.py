@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from guardrails.errors import BusyError
@@ -39,11 +39,22 @@ class FileLock:
         except (BlockingIOError, PermissionError):
             os.close(descriptor)
             return False
-        holder = json.dumps({"pid": os.getpid(), "purpose": purpose, "since": time.time()}).encode()
-        os.pwrite(descriptor, holder, 0)
-        os.ftruncate(descriptor, len(holder))
         self.descriptor = descriptor
+        holder = json.dumps({"pid": os.getpid(), "purpose": purpose, "since": time.time()}).encode()
+        # For messages only: a full disk must not keep anybody from a lock.
+        with suppress(OSError):
+            os.pwrite(descriptor, holder, 0)
+            os.ftruncate(descriptor, len(holder))
         return True
+
+    def is_lost(self) -> bool:
+        """Whether somebody removed the file of a held lock, so that another process could take it anew."""
+        if self.descriptor is None:
+            return True
+        try:
+            return os.fstat(self.descriptor).st_ino != self.path.stat().st_ino
+        except FileNotFoundError:
+            return True
 
     def acquire(self, purpose: str, wait_seconds: float = 10.0) -> None:
         """Take the lock, waiting up to ``wait_seconds``.

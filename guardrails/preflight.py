@@ -19,6 +19,7 @@ from guardrails.config_lock import (
 from guardrails.errors import ConfigError, DiskSpaceError, IntegrityError
 from guardrails.filesystem import free_bytes
 from guardrails.head import check_live_folder, read_head
+from guardrails.manifest import list_files
 from guardrails.paths import Paths
 from guardrails.signature import take_signature
 from guardrails.versions import read_metadata
@@ -78,7 +79,7 @@ def check_before_training(paths: Paths, *, data_bytes: int = 0, remember: bool =
             "put it there, or: training_controller.py config set validation_file null",
         )
     check_live_folder(paths)
-    if paths.current_model.is_dir() and take_signature(paths.current_model):
+    if paths.current_model.is_dir() and list_files(paths.current_model):
         check_adapter(paths.current_model, config)
     _check_disk(paths, data_bytes)
     return Preflight(config, fingerprint, folder, paths.config_lock.exists())

@@ -19,6 +19,8 @@ ENDED = ("completed", "failed", "skipped")
 EXTENSION = ".jsonl"
 # Leaves room for ".json" and a temporary suffix in the 255 bytes of a file name.
 MAX_NAME_BYTES = 200
+# A file that is retried for ever keeps a record of bounded size.
+MAX_EVENTS = 200
 NOT_UNICODE = re.compile("[\ud800-\udfff]")
 
 # The version of the current model's ancestors that content (by BLAKE3) was trained into, if any.
@@ -54,6 +56,7 @@ class Record:
         last = self.events[-1] if self.events else {}
         if (last.get("event"), last.get("detail")) != (event, detail):
             self.events.append({"at": utc_now(), "event": event, "detail": detail})
+            del self.events[:-MAX_EVENTS]
 
     def to_json(self) -> dict[str, object]:
         return {"schema_version": SCHEMA_VERSION, **asdict(self)}

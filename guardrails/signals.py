@@ -108,7 +108,9 @@ def pending(paths: Paths) -> list[str]:
     """The actions that wait, strongest first. One look at the folder; cheap enough for every tick."""
     try:
         with os.scandir(paths.control) as entries:
-            names = {entry.name for entry in entries if entry.name[1:] in ACTIONS and not entry.is_dir()}
+            names = {
+                entry.name for entry in entries if entry.name[1:] in ACTIONS and entry.is_file(follow_symlinks=False)
+            }
     except FileNotFoundError:
         return []
     return [action for action in ACTIONS if f".{action}" in names]

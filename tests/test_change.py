@@ -373,6 +373,8 @@ def test_torn_metadata_comes_back_from_the_backup(tmp_path: Path) -> None:
         restore(paths, "v002", say_nothing)
     restore_backup(paths, "b002", None, say_nothing)
     assert torn.with_name("metadata.json.damaged").exists()
+    assert_whole(paths, "v003")
+    restore(paths, "v002", say_nothing)
     assert_whole(paths, "v002")
 
 

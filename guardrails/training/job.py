@@ -8,6 +8,8 @@ from guardrails.errors import DamagedStateError, TrainingError
 from guardrails.manifest import hash_file
 from guardrails.state_io import read_json
 
+PATHS = ("data_path", "base_model", "parent_adapter", "status_file", "validation_file")
+
 
 class RunError(TrainingError):
     """A run cannot go on; ``reason`` is one of those that docs/formats.md lists for outcome.json."""
@@ -19,7 +21,7 @@ class RunError(TrainingError):
 
 @dataclass(frozen=True)
 class Job:
-    """job.json: everything that decides the result of a run. Paths are absolute."""
+    """job.json: everything that decides the result of a run. Paths are absolute here, whatever job.json says."""
 
     run_id: str
     data_name: str
@@ -28,7 +30,6 @@ class Job:
     base_model: str
     parent_adapter: str | None
     start_steps: int
-    status_file: str
     max_length: int
     batch_size: int
     gradient_accumulation: int
@@ -46,6 +47,7 @@ class Job:
     validation_file: str | None
     max_bad_rows: int
     start_evals: int = 0
+    status_file: str = "status/training_status.json"
 
 
 def load_job(run_dir: Path) -> tuple[Job, str]:
@@ -62,4 +64,10 @@ def load_job(run_dir: Path) -> tuple[Job, str]:
     missing = [f.name for f in fields if f.name not in document and f.default is dataclasses.MISSING]
     if missing:
         raise DamagedStateError(f"{path} lacks {', '.join(missing)}", "drop the run: training_controller.py skip")
-    return Job(**{field.name: document[field.name] for field in fields if field.name in document}), hash_file(path)
+    values = {field.name: document.get(field.name, field.default) for field in fields}
+    # Relative to the base dir, so that a base dir can be moved with a run that stands still.
+    base = run_dir.parent.parent
+    for name in PATHS:
+        if values[name] is not None:
+            values[name] = str(base / values[name])
+    return Job(**values), hash_file(path)

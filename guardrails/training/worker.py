@@ -140,9 +140,13 @@ class Run:
             return tokenizer, train, ItemDataset(data.items, data.held_out)
         if not Path(job.validation_file).is_file():
             hint = "put it back, or: training_controller.py config set validation_file null"
-            raise RunError("bad_data", f"validation_file {job.validation_file} is missing", hint)
+            raise RunError("bad_validation", f"validation_file {job.validation_file} is missing", hint)
         validation = encode_file(Path(job.validation_file), encoder, self.status.refresh)
-        check_rows(validation, job.validation_file, job.max_bad_rows)
+        try:
+            check_rows(validation, job.validation_file, job.max_bad_rows)
+        except RunError as error:
+            # Not the fault of the file that is trained.
+            raise RunError("bad_validation", f"validation_file: {error.message}", error.hint) from error
         return tokenizer, train, ItemDataset(validation.items, validation.train)
 
     def _check_counts(self) -> None:
