@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from guardrails import change, live_model
+from guardrails.backups import backup_of_version
 from guardrails.change import open_store, say_nothing
 from guardrails.config import load_config
 from guardrails.errors import DamagedStateError, IntegrityError, OperationError
@@ -15,6 +18,7 @@ from guardrails.head import read_head
 from guardrails.live_model import (
     back_up,
     back_up_version,
+    copy_version,
     finish_published_run,
     publish_run,
     restore,
@@ -405,3 +409,92 @@ def test_an_undo_that_is_killed_is_finished_by_the_next_command(
         pass
     assert weights_of(paths.current_model) == live
     assert (read_head(paths)["version"], paths.intent.exists()) == ("v003", False)
+
+
+def interrupt(paths: Paths, step: str, operation: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the operation and stop it where it comes to ``step`` of a change."""
+    with monkeypatch.context() as patched:
+        patched.setattr(change, step, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            operation()
+    assert paths.intent.exists()
+
+
+def test_a_change_interrupted_and_copied_to_other_inodes_keeps_what_was_made_by_hand(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    overwrite(paths.current_model / WEIGHTS, b"by hand")
+    by_hand = weights_of(paths.current_model)
+    interrupt(paths, "_settle_displaced", lambda: restore(paths, "v001", say_nothing), monkeypatch)
+    shutil.copytree(paths.base, tmp_path / "copy", symlinks=True)
+    copy = Paths(tmp_path / "copy")
+    with open_store(copy, "next"):
+        pass
+    assert weights_of(copy.version("v004") / "model") == by_hand
+    assert_whole(copy, "v001")
+
+
+def test_running_an_interrupted_rollback_again_goes_back_once(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupt(paths, "_settle_displaced", lambda: rollback(paths, say_nothing), monkeypatch)
+    assert rollback(paths, say_nothing).version == "v002"
+    assert_whole(paths, "v002")
+
+
+def test_a_model_that_cannot_be_saved_whole_is_never_cleaned_away(paths: Paths) -> None:
+    overwrite(paths.current_model / WEIGHTS, b"by hand")
+    by_hand = weights_of(paths.current_model)
+    exchange = change._exchange
+
+    def plant_a_link(paths: Paths, intent: dict[str, object]) -> None:
+        (paths.current_model / "link").symlink_to("/nowhere")
+        exchange(paths, intent)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(change, "_exchange", plant_a_link)
+        with pytest.raises(IntegrityError):
+            restore(paths, "v001", say_nothing)
+    with pytest.raises(IntegrityError), open_store(paths, "next"):
+        pass
+    stage = paths.versions / ".stage-v004" / "model"
+    assert weights_of(stage) == by_hand
+    (stage / "link").unlink()
+    with open_store(paths, "next"):
+        pass
+    assert weights_of(paths.version("v004") / "model") == by_hand
+    assert_whole(paths, "v001")
+
+
+def test_another_base_dirs_backup_of_the_same_number_counts_for_nothing(paths: Paths, tmp_path: Path) -> None:
+    other = make_store(tmp_path / "other", versions=1, weight_bytes=99, backups=True)
+    assert backup_of_version(other.backups, read_metadata(other, "v001")) == "b001"
+    assert backup_of_version(other.backups, read_metadata(paths, "v001")) is None
+
+
+def test_a_damaged_output_is_trained_again_and_blocks_nothing(paths: Paths) -> None:
+    record = make_run(paths, 4)
+    assert record.run_id is not None
+    overwrite(paths.run(record.run_id) / "output" / WEIGHTS, b"damaged")
+    with pytest.raises(IntegrityError):
+        publish_run(paths, record, say_nothing)
+    assert not (paths.run(record.run_id) / "outcome.json").exists()
+    assert "dropped the run" in rollback(paths, say_nothing).message
+    assert_whole(paths, "v003")
+
+
+def test_a_backup_named_through_a_link_is_known_as_the_model(paths: Paths, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(paths.base)
+    assert back_up(paths, tmp_path / "link" / "current_model", "manual", None)["version"] == "v003"
+    part = back_up(paths, paths.current_model / WEIGHTS, "manual", None)
+    with pytest.raises(OperationError, match="part of a model"):
+        restore_backup(paths, part["id"], None, say_nothing)
+    restore_backup(paths, part["id"], tmp_path / "weights", say_nothing)
+    assert (tmp_path / "weights").read_bytes() == weights_of(paths.current_model)
+
+
+def test_a_version_can_be_copied_elsewhere_whole_and_writable(paths: Paths, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder"
+    copy_version(paths, "v001", target)
+    assert find_damage(target, read_metadata(paths, "v001")["files"]) == []
+    assert os.access(target / WEIGHTS, os.W_OK)
+    with pytest.raises(OperationError, match="not empty"):
+        copy_version(paths, "v001", target)
