@@ -31,12 +31,14 @@ from guardrails.backups import (
 )
 from guardrails.cli import (
     Invocation,
+    announcer,
     common_options,
     find_argument,
     pass_invocation,
     print_json,
     print_table,
     read_each,
+    report_outcome,
     run,
     show_name,
     version_option,
@@ -148,13 +150,8 @@ def verify(invocation: Invocation, backup_id: str | None, every: bool) -> None:
 @common_options
 @pass_invocation
 def restore(invocation: Invocation, backup_id: str, target: Path | None) -> None:
-    outcome = restore_backup(invocation.paths, backup_id, target, lambda line: click.echo(line, err=invocation.as_json))
-    if invocation.as_json:
-        print_json({"version": outcome.version, "message": outcome.message, "undo": outcome.undo})
-        return
-    click.echo(show_name(outcome.message))
-    if outcome.undo:
-        click.echo(f"undo: {outcome.undo}")
+    outcome = restore_backup(invocation.paths, backup_id, target, announcer(invocation))
+    report_outcome(invocation, outcome.message, outcome.undo, outcome.version)
 
 
 if __name__ == "__main__":

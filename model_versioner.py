@@ -24,11 +24,13 @@ import click
 from guardrails.change import open_store
 from guardrails.cli import (
     Invocation,
+    announcer,
     common_options,
     pass_invocation,
     print_json,
     print_table,
     read_each,
+    report_outcome,
     run,
     show_name,
     version_option,
@@ -43,18 +45,7 @@ MEBIBYTE = 1 << 20
 
 
 def report(invocation: Invocation, outcome: Outcome) -> None:
-    """Say what was done and how to undo it."""
-    if invocation.as_json:
-        print_json({"version": outcome.version, "message": outcome.message, "undo": outcome.undo})
-        return
-    click.echo(show_name(outcome.message))
-    if outcome.undo:
-        click.echo(f"undo: {outcome.undo}")
-
-
-def progress(invocation: Invocation) -> Any:
-    """Where lines go while something is under way: stdout for a person, stderr beside a JSON document."""
-    return lambda line: click.echo(line, err=invocation.as_json)
+    report_outcome(invocation, outcome.message, outcome.undo, outcome.version)
 
 
 def summarize(metadata: dict[str, Any], head: str | None) -> dict[str, Any]:
@@ -113,7 +104,7 @@ def main() -> None:
 @pass_invocation
 def create(invocation: Invocation, description: str) -> None:
     paths = invocation.paths
-    with open_store(paths, "creating a version", progress(invocation)):
+    with open_store(paths, "creating a version", announcer(invocation)):
         version, is_new = save_version(paths, description, "manual")
     if version is None:
         raise OperationError("there is no current_model/ to save", "model_versioner.py list shows what can be restored")
@@ -182,7 +173,7 @@ def show(invocation: Invocation, version: str) -> None:
 @common_options
 @pass_invocation
 def rollback_command(invocation: Invocation) -> None:
-    report(invocation, rollback(invocation.paths, progress(invocation)))
+    report(invocation, rollback(invocation.paths, announcer(invocation)))
 
 
 @main.command("restore", help="Make current_model/ the given version; what was there stays.")
@@ -194,7 +185,7 @@ def restore_command(invocation: Invocation, version: str, target: Path | None) -
     paths = invocation.paths
     version_id = parse_version_id(paths, version)
     if target is None:
-        report(invocation, restore(paths, version_id, progress(invocation)))
+        report(invocation, restore(paths, version_id, announcer(invocation)))
         return
     copy_version(paths, version_id, target)
     report(invocation, Outcome(f"copied {version_id} to {target}", None, version_id))

@@ -22,7 +22,15 @@ from guardrails.versions import (
     read_metadata,
 )
 
-METADATA_KEYS = ("id", "type", "source", "version", "version_metadata", "single_file", "files")
+METADATA_KEYS = {
+    **dict.fromkeys(("id", "type", "source", "created_at"), str),
+    "reason": str | None,
+    "version": str | None,
+    "version_metadata": dict | None,
+    "single_file": bool,
+    "size": int,
+    "files": list,
+}
 BackupType = Literal["after_training", "manual", "emergency", "pre_consolidation", "pre_deletion"]
 MANUAL_TYPES = tuple(name for name in get_args(BackupType) if name != "after_training")
 

@@ -46,6 +46,7 @@ from guardrails.versions import (
 Announce = Callable[[str], None]
 # Copying and checking a large model under the lock takes this long at worst.
 STORE_SECONDS = 600.0
+INTENT_KEYS = {"operation": str, "config": dict, "queue": list}
 CONFIG_CHANGE = "config change"
 DISPLACED = f"{STAGE_PREFIX}displaced"
 
@@ -64,7 +65,7 @@ def open_store(paths: Paths, purpose: str, announce: Announce = say_nothing) -> 
 
 def finish_pending(paths: Paths, announce: Announce = say_nothing) -> None:
     """Finish the change that a kill interrupted and remove stages that no record names. Needs the store lock."""
-    intent = read_json(paths.intent, ("operation", "config", "queue"))
+    intent = read_json(paths.intent, INTENT_KEYS)
     if intent is not None:
         announce(f"finishing the interrupted {intent['operation']}")
         try:
@@ -133,7 +134,7 @@ def change_to(
     number = next_number(paths, head)
     stage: Path | None = None
     if target is not None:
-        stage = _prepare_stage(paths, head, target)
+        stage = _prepare_stage(paths, head, target, announce)
     displaced: dict[str, Any] | None = None
     if condition == "changed":
         displaced = {
@@ -196,7 +197,7 @@ def carry_out(paths: Paths, intent: dict[str, Any], announce: Announce) -> None:
     fsync_folder(paths.models)
 
 
-def _prepare_stage(paths: Paths, head: dict[str, Any], target: str) -> Path:
+def _prepare_stage(paths: Paths, head: dict[str, Any], target: str, announce: Announce) -> Path:
     """A complete, durable, writable tree of version ``target``, ready to become ``current_model/``."""
     retired = head["retired"]
     if retired and retired["version"] == target and _is_as_retired(paths, retired):
@@ -220,6 +221,7 @@ def _prepare_stage(paths: Paths, head: dict[str, Any], target: str) -> Path:
                 f"{target} is damaged and no second copy heals it: {problems[0]}",
                 "model_versioner.py list shows other versions, backup_manager.py list the backups",
             )
+        announce(f"{target} is damaged on the disk; what is restored was healed from a second copy")
     return stage
 
 

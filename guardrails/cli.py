@@ -3,10 +3,11 @@
 import errno
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -14,7 +15,7 @@ import click
 
 from guardrails import __version__, progress
 from guardrails.errors import DamagedStateError, DiskSpaceError, GuardrailsError, OperationError
-from guardrails.paths import Paths, find_base_dir
+from guardrails.paths import CODE_DIR, Paths, find_base_dir
 from guardrails.state_io import dump_json
 
 BAR_AFTER_SECONDS = 0.5
@@ -98,6 +99,33 @@ def show_name(name: str) -> str:
     """A file name on one line: control characters and what stdout cannot show are escaped."""
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
     return escaped.encode(sys.stdout.encoding or "ascii", "backslashreplace").decode(sys.stdout.encoding or "ascii")
+
+
+def announcer(invocation: Invocation) -> Callable[[str], None]:
+    """Where lines go while something is under way: stdout for a person, stderr beside a JSON document.
+
+    What is under way does not depend on whether anybody can read of it.
+    """
+
+    def announce(line: str) -> None:
+        with suppress(OSError):
+            click.echo(show_name(line), err=invocation.as_json)
+
+    return announce
+
+
+def report_outcome(invocation: Invocation, message: str, undo: str | None, version: str | None) -> None:
+    """Say what was done, and the command that undoes it, as it is typed."""
+    if undo is not None:
+        base = invocation.paths.base
+        place = "" if base == CODE_DIR else f" --base-dir {shlex.quote(str(base))}"
+        undo = f"python3 {undo}{place}"
+    if invocation.as_json:
+        print_json({"version": version, "message": message, "undo": undo})
+        return
+    click.echo(show_name(message))
+    if undo is not None:
+        click.echo(f"undo: {undo}")
 
 
 def find_argument(paths: Paths, argument: str) -> Path:
@@ -184,6 +212,9 @@ def run(command: click.Command, *, show_progress: bool = True) -> NoReturn:
     Errors of the family and of the operating system end in ``error:`` and ``hint:`` on stderr (a JSON
     object with ``--json``); a closed pipe ends quietly; a bug keeps its traceback.
     """
+    # Started with a closed stdout or stderr, as some supervisors do.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the life of the process
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - likewise
     with shown_progress() if show_progress else nullcontext():
         code = _exit_code(command)
     sys.exit(code)

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 from blake3 import blake3
 
 from guardrails.config import LOCKED_KEYS, Config
-from guardrails.errors import ConfigError, ConfigLockError
+from guardrails.errors import ConfigError, ConfigLockError, DamagedStateError
 from guardrails.manifest import FileEntry, hash_file
 from guardrails.paths import Paths
 from guardrails.signature import STAMP_GRANULARITY_NS, take_model_signature
@@ -107,7 +107,13 @@ def read_lock_file(paths: Paths) -> dict[str, Any] | None:
     Raises:
         DamagedStateError: it cannot be read.
     """
-    return read_json(paths.config_lock, ("locked", "base_model_fingerprint"))
+    lock = read_json(paths.config_lock, {"locked": dict, "base_model_fingerprint": dict})
+    if lock is not None and not {"blake3", "files"} <= lock["base_model_fingerprint"].keys():
+        raise DamagedStateError(
+            f"{paths.config_lock} is damaged: it has no fingerprint",
+            "it was left as it is; put your own copy back",
+        )
+    return lock
 
 
 def check_lock(paths: Paths, config: Config, fingerprint: Fingerprint, lock: dict[str, Any]) -> None:

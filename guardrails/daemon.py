@@ -376,8 +376,13 @@ class Daemon:
                 with contextlib.suppress(OSError):
                     self.paths.run(run_of(claimed)).rmdir()
             raise
-        if frozen is not None:
-            self._train(frozen, preflight.config)
+        if frozen is None:
+            return
+        parent = (read_job(self.paths, run_of(frozen)) or {}).get("parent_version")
+        if parent is not None:
+            # Its own publishing did that, unless a person's command came between, or it was made by hand.
+            self._back_up(read_metadata(self.paths, parent))
+        self._train(frozen, preflight.config)
 
     def _is_completed(self, record: Record) -> bool:
         """Whether all that is left to do for an open run is to publish it."""

@@ -90,7 +90,8 @@ class StatusBoard:
 
     def log(self, line: str) -> None:
         """One line to the day's log and to stderr; where the log cannot be written, to stderr alone."""
-        text = f"{utc_now()} {line}\n"
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
+        text = f"{utc_now()} {shown}\n"
         # A full disk or a terminal that is gone must not end months of training.
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(text)

@@ -14,6 +14,13 @@ from guardrails.state_io import SCHEMA_VERSION, read_json, write_json
 from guardrails.versions import is_kept, list_version_ids, read_metadata, trained_contents, version_number
 
 Condition = Literal["absent", "version", "changed"]
+HEAD_KEYS = {
+    "version": str | None,
+    "signature": dict,
+    "restores": list,
+    "last_number": int,
+    "retired": dict | None,
+}
 EMPTY_HEAD: dict[str, Any] = {
     "version": None,
     "changed_at": None,
@@ -37,7 +44,7 @@ def read_head(paths: Paths) -> dict[str, Any]:
     """
     document = read_json(paths.head)
     if document is not None and "version" in document:
-        return {**EMPTY_HEAD, **document}
+        return {**EMPTY_HEAD, **(read_json(paths.head, HEAD_KEYS) or {})}
     ids = [version_id for version_id in reversed(list_version_ids(paths)) if is_kept(paths, version_id)]
     if not ids:
         return dict(EMPTY_HEAD)

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from guardrails import signals
 from guardrails.backups import BackupType, add_backup, backups_folder, read_backup
-from guardrails.change import Announce, change_to, changed_by_hand_metadata, discard, open_store
+from guardrails.change import INTENT_KEYS, Announce, change_to, changed_by_hand_metadata, discard, open_store
 from guardrails.errors import BusyError, DamagedStateError, IntegrityError, OperationError
 from guardrails.filesystem import copy_tree, remove_tree, rename_noreplace
 from guardrails.head import condition_of_live_model, next_number, read_head, sign_live_model, write_head
@@ -169,11 +169,26 @@ def _finish_published_run(paths: Paths, record: Record, version: dict[str, Any])
     finish(paths, record.name, "completed", version=version["id"], rows=version["data"][0]["rows"])
 
 
+def require_backups_folder(paths: Paths) -> Path:
+    """The folder of the backups; a configured one is never made here, for its disk may not be mounted.
+
+    Raises:
+        OperationError: it is not there.
+    """
+    folder = backups_folder(paths)
+    if folder == paths.backups:
+        folder.mkdir(parents=True, exist_ok=True)
+    elif not folder.is_dir():
+        hint = f"mount its disk, or make it: mkdir -p {shlex.quote(str(folder))}"
+        raise OperationError(f"backup_dir {folder} is not there", hint)
+    return folder
+
+
 def back_up_version(paths: Paths, version_id: str) -> dict[str, Any]:
     """Make the second copy of a version, as what ``current_model/`` was; return the backup's metadata."""
     with open_store(paths, f"backing up {version_id}"):
         return add_backup(
-            backups_folder(paths),
+            require_backups_folder(paths),
             paths.version(version_id) / "model",
             "current_model/",
             "after_training",
@@ -208,7 +223,10 @@ def _restore(paths: Paths, version_id: str, announce: Announce) -> Outcome:
     if condition != "absent" or head["version"] is None:
         restores = [*restores, {"at": version_id, "over": before}]
     change_to(paths, head, version_id, "restore", announce, restores=restores)
-    undo = "model_versioner.py rollback" if restores != head["restores"] else None
+    # By name where there is one: with a run that stands still, a rollback would drop that first.
+    undo: str | None = f"model_versioner.py restore {before}" if before else "model_versioner.py rollback"
+    if restores == head["restores"]:
+        undo = None
     replaced = "a removed model" if condition == "absent" and before else before or "a fresh start"
     return Outcome(f"restored {version_id} in place of {replaced}", undo, version_id)
 
@@ -259,7 +277,7 @@ def rollback(paths: Paths, announce: Announce) -> Outcome:
         IntegrityError: the version to go back to is damaged beyond healing; nothing was changed.
     """
     _wait_for_run_to_rest(paths, announce)
-    interrupted = read_json(paths.intent, ("operation", "config", "queue"))
+    interrupted = read_json(paths.intent, INTENT_KEYS)
     if interrupted is not None and interrupted["operation"] == "rollback":
         # The one that was interrupted is the one that is meant.
         with open_store(paths, "rolling back", announce):
@@ -434,7 +452,7 @@ def back_up(paths: Paths, source: Path, backup_type: BackupType, reason: str | N
         OperationError: it is empty, or lies in the backups itself.
         IntegrityError: it changed while it was copied, or is damaged; no backup is made.
     """
-    folder = backups_folder(paths)
+    folder = require_backups_folder(paths)
     source = real_source(source)
     if source == folder or folder in source.parents or source in folder.parents:
         raise OperationError(f"{source} and the backups in {folder} contain each other", "back up one folder at a time")

@@ -38,7 +38,7 @@ def worker_of(paths: Paths, run_id: str) -> Holder | None:
 
 def read_outcome(paths: Paths, run_id: str) -> dict[str, Any] | None:
     """How the run ended; None while it has not, or if it was killed."""
-    return read_json(paths.run(run_id) / "outcome.json")
+    return read_json(paths.run(run_id) / "outcome.json", {"result": str})
 
 
 def read_job(paths: Paths, run_id: str) -> dict[str, Any] | None:

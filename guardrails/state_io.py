@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from guardrails.errors import DamagedStateError
 SCHEMA_VERSION = 1
 # A state file is small; anything larger is not ours and would only eat memory.
 MAX_STATE_BYTES = 64 << 20
+NOTHING: Mapping[str, Any] = {}
 TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{8}$")
 
 
@@ -72,11 +73,11 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     write_text(path, dump_json(document) + "\n")
 
 
-def read_json(path: Path, required: Iterable[str] = ()) -> dict[str, Any] | None:
+def read_json(path: Path, required: Mapping[str, Any] = NOTHING) -> dict[str, Any] | None:
     """The state document at ``path``; None only if there is no such file.
 
     Raises:
-        DamagedStateError: not readable, not a JSON object with the ``required`` keys, or of a newer
+        DamagedStateError: not readable, not a JSON object with the ``required`` keys and their types, or of a newer
             schema. The file is left as it is: damaged state is never taken for fresh state.
     """
     try:
@@ -102,8 +103,10 @@ def read_json(path: Path, required: Iterable[str] = ()) -> dict[str, Any] | None
             f"{path} has schema_version {version!r}; this toolkit reads up to {SCHEMA_VERSION}",
             "update the toolkit; the file was left untouched",
         )
-    if missing := [key for key in required if key not in document]:
-        raise DamagedStateError(f"{path} is damaged: it lacks {', '.join(missing)}", _damaged_hint(path))
+    if wrong := [key for key, kind in required.items() if not isinstance(document.get(key), kind)]:
+        raise DamagedStateError(
+            f"{path} is damaged: {', '.join(wrong)} missing or of a wrong type", _damaged_hint(path)
+        )
     return document
 
 

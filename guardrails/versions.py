@@ -16,7 +16,12 @@ from guardrails.paths import STAGE_PREFIX, VERSION_ID, Paths
 from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, remove_temporary_files, utc_now, write_json
 
 FILE_MODE, FOLDER_MODE = 0o444, 0o555
-METADATA_KEYS = ("id", "kind", "parent", "run_id", "training_steps", "total_evals", "data", "files")
+METADATA_KEYS = {
+    **dict.fromkeys(("id", "kind", "description", "created_at"), str),
+    **dict.fromkeys(("parent", "run_id"), str | None),
+    **dict.fromkeys(("training_steps", "run_steps", "total_evals", "size"), int),
+    **dict.fromkeys(("data", "files"), list),
+}
 LIVE_FILE_MODE, LIVE_FOLDER_MODE = 0o644, 0o755
 
 

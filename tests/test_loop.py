@@ -164,6 +164,7 @@ def test_a_backup_that_fails_holds_the_queue_and_says_why(box: Box) -> None:
     assert "elsewhere" in box.state()["reason"]
     assert any("held" in line for line in box.run("state_tracker.py", "--warnings").stdout.splitlines())
     elsewhere.unlink()
+    elsewhere.mkdir()
     box.run("training_controller.py", "resume", "--wait", "30")
     box.wait(lambda: box.head() == "v002" and not box.names("processing"), "v002")
     box.run("training_controller.py", "stop", "--wait", "30")
