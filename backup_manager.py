@@ -44,7 +44,7 @@ from guardrails.cli import (
     version_option,
 )
 from guardrails.errors import DamagedStateError, IntegrityError
-from guardrails.live_model import back_up, restore_backup
+from guardrails.model_backups import back_up, restore_backup
 
 MEBIBYTE = 1 << 20
 

@@ -29,8 +29,9 @@ from guardrails.errors import (
     TrainingError,
 )
 from guardrails.head import condition_of_live_model, read_head, trained_lookup
-from guardrails.live_model import back_up_version, finish_published_run, publish_run, save_version
+from guardrails.live_model import finish_published_run, publish_run, save_version
 from guardrails.locks import FileLock, read_holder
+from guardrails.model_backups import back_up_version
 from guardrails.paths import PRIORITIES, Paths
 from guardrails.preflight import Preflight, check_before_training
 from guardrails.queue_records import Record, find_duplicate, next_file, processing

@@ -10,8 +10,9 @@ from guardrails.change import say_nothing
 from guardrails.config import starting_config
 from guardrails.head import read_head
 from guardrails.intake import add_file
-from guardrails.live_model import back_up_version, finish_published_run, publish_run
+from guardrails.live_model import finish_published_run, publish_run
 from guardrails.manifest import make_manifest
+from guardrails.model_backups import back_up_version
 from guardrails.paths import Paths
 from guardrails.queue import claim
 from guardrails.queue_records import Record

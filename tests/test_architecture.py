@@ -16,6 +16,7 @@ LAYERS = (
     ("backups", "head", "intake", "state_document"),
     ("change", "preflight"),
     ("daemon_status", "live_model"),
+    ("model_backups",),
     ("daemon",),
 )
 # The worker's side stands apart: it knows these, and of the rest only scripts know it.
@@ -41,6 +42,7 @@ WRITERS = {
     "guardrails.intake": "inbox/, and copies on their way into queue/",
     "guardrails.live_model": "copies that a person asked for",
     "guardrails.locks": ".locks/",
+    "guardrails.model_backups": "what a backup is put back over",
     "guardrails.queue": "queue/",
     "guardrails.runs": "what only a run that goes on needs",
     "guardrails.signals": "control/",

@@ -16,17 +16,15 @@ from guardrails.errors import DamagedStateError, IntegrityError, OperationError
 from guardrails.filesystem import UnsupportedError, remove_tree
 from guardrails.head import read_head
 from guardrails.live_model import (
-    back_up,
-    back_up_version,
     copy_version,
     finish_published_run,
     publish_run,
     restore,
-    restore_backup,
     rollback,
     save_version,
 )
 from guardrails.manifest import find_damage
+from guardrails.model_backups import back_up, back_up_version, restore_backup
 from guardrails.paths import Paths
 from guardrails.queue_records import processing, records
 from guardrails.state_io import read_json, write_json

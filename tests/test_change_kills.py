@@ -41,7 +41,7 @@ COMMANDS = {
         "publish_run(paths, processing(paths), say)"
     ),
     "by hand": "from guardrails.live_model import rollback; rollback(paths, say)",
-    "backup": "from guardrails.live_model import back_up_version; back_up_version(paths, 'v003')",
+    "backup": "from guardrails.model_backups import back_up_version; back_up_version(paths, 'v003')",
 }
 
 
