@@ -27,24 +27,30 @@ from guardrails.backups import (
     backups_folder,
     list_backup_ids,
     read_backup,
-    verify_backup,
 )
+from guardrails.change import open_store
 from guardrails.cli import (
     Invocation,
     announcer,
+    as_typed,
     common_options,
     find_argument,
     pass_invocation,
     print_json,
     print_table,
     read_each,
+    report_damage,
+    report_decisions,
     report_outcome,
     run,
     show_name,
     version_option,
 )
-from guardrails.errors import DamagedStateError, IntegrityError
+from guardrails.errors import DamagedStateError
 from guardrails.model_backups import back_up, restore_backup
+from guardrails.remotes import drill, pull, push, read_remotes
+from guardrails.removal import clean_up_backups
+from guardrails.repair import find_backup_damage
 
 MEBIBYTE = 1 << 20
 
@@ -52,14 +58,6 @@ MEBIBYTE = 1 << 20
 def summarize(metadata: dict[str, Any]) -> dict[str, Any]:
     keys = ("id", "created_at", "type", "reason", "source", "version", "size", "verified_at")
     return {key: metadata[key] for key in keys}
-
-
-def find_problems(folder: Path, backup_id: str) -> list[str]:
-    """What is wrong with a backup, unreadable metadata included."""
-    try:
-        return verify_backup(folder, backup_id)
-    except DamagedStateError as error:
-        return [error.message]
 
 
 @click.group(help=__doc__.split("\n\n", maxsplit=1)[0])
@@ -129,19 +127,20 @@ def verify(invocation: Invocation, backup_id: str | None, every: bool) -> None:
     if every and backup_id:
         raise click.UsageError("give an ID or --all, not both")
     ids = [backup_id] if backup_id else list_backup_ids(folder)
-    damage = {name: find_problems(folder, name) for name in ids}
-    if invocation.as_json:
-        print_json([{"id": name, "ok": not problems, "problems": problems} for name, problems in damage.items()])
-    else:
-        for name, problems in damage.items():
-            click.echo(f"{name}: {show_name('; '.join(problems)) if problems else 'good'}")
-    damaged = [name for name, problems in damage.items() if problems]
-    if damaged:
-        raise IntegrityError(
-            f"damaged: {', '.join(damaged)}", "backup_manager.py backup current_model/ makes a new one"
-        )
-    if not ids and not invocation.as_json:
-        click.echo("no backups yet")
+    damage = {name: find_backup_damage(folder, name) for name in ids}
+    report_damage(invocation, damage, "no backups yet", "model_versioner.py repair heals them from the versions")
+
+
+@main.command(help="Move old backups to the trash, never the last good copy; a dry run without --execute.")
+@click.option("--retention-days", type=click.IntRange(min=0), required=True, metavar="N", help="Older than N days.")
+@click.option("--execute", is_flag=True, help="Do it; else only say what would be done.")
+@common_options
+@pass_invocation
+def cleanup(invocation: Invocation, retention_days: int, execute: bool) -> None:
+    paths = invocation.paths
+    with open_store(paths, "cleaning up backups", announcer(invocation)):
+        decisions = clean_up_backups(paths, retention_days, execute=execute)
+    report_decisions(invocation, decisions, execute=execute, nothing="no backups yet")
 
 
 @main.command(help="Put a backup back where it came from, or into a new folder TARGET.")
@@ -152,6 +151,67 @@ def verify(invocation: Invocation, backup_id: str | None, every: bool) -> None:
 def restore(invocation: Invocation, backup_id: str, target: Path | None) -> None:
     outcome = restore_backup(invocation.paths, backup_id, target, announcer(invocation))
     report_outcome(invocation, outcome.message, outcome.undo, outcome.version)
+
+
+@main.command("push", help="Send the versions that REMOTE lacks: an s3://, sftp:// or file:/// URL.")
+@click.argument("remote")
+@common_options
+@pass_invocation
+def push_command(invocation: Invocation, remote: str) -> None:
+    done = push(invocation.paths, remote, announcer(invocation))
+    if invocation.as_json:
+        print_json(done)
+    else:
+        click.echo(
+            f"pushed to {show_name(done['remote'])}: {done['bytes_sent']} bytes; {len(done['versions'])} versions there"
+        )
+
+
+@main.command("pull", help="Bring the versions that are missing here, or those that are named, from REMOTE.")
+@click.argument("remote")
+@click.argument("versions", nargs=-1, metavar="[VERSION]...")
+@common_options
+@pass_invocation
+def pull_command(invocation: Invocation, remote: str, versions: tuple[str, ...]) -> None:
+    done = pull(invocation.paths, remote, versions, announcer(invocation))
+    if invocation.as_json:
+        print_json(done)
+        return
+    click.echo(f"pulled from {show_name(done['remote'])}: {done['bytes_received']} bytes")
+    if done["head"] is not None:
+        click.echo(f"next: {as_typed(invocation, 'model_versioner.py restore ' + done['head'])}")
+
+
+@main.command(help="List the remotes that this base dir was pushed to; asks none of them.")
+@common_options
+@pass_invocation
+def remotes(invocation: Invocation) -> None:
+    known = read_remotes(invocation.paths)
+    rows = [{"remote": url, **entry} for url, entry in sorted(known.items())]
+    if invocation.as_json:
+        print_json(rows)
+    elif rows:
+        columns = ("remote", "pushed", "versions", "newest")
+        there = [(row["versions"], row["versions"][-1] if row["versions"] else "-") for row in rows]
+        cells = [
+            (show_name(r["remote"]), r["pushed_at"], str(len(v)), n) for r, (v, n) in zip(rows, there, strict=True)
+        ]
+        print_table(columns, cells, right=("versions",))
+    else:
+        click.echo("no remotes yet")
+
+
+@main.command("drill", help="Prove that the newest backup, or the newest version at REMOTE, can be restored.")
+@click.argument("remote", required=False)
+@common_options
+@pass_invocation
+def drill_command(invocation: Invocation, remote: str | None) -> None:
+    done = drill(invocation.paths, remote)
+    if invocation.as_json:
+        print_json(done)
+    else:
+        what = f"{done['files']} files, {done['bytes']} bytes, {done['seconds']:.1f} s"
+        click.echo(f"restored {show_name(done['source'])} as it was saved, and removed it again: {what}")
 
 
 if __name__ == "__main__":

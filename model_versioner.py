@@ -16,32 +16,56 @@ if __name__ == "__main__":
 
     enter_venv()
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from guardrails.backups import backups_folder
 from guardrails.change import open_store
 from guardrails.cli import (
     Invocation,
     announcer,
     common_options,
+    confirm_by_name,
     pass_invocation,
     print_json,
     print_table,
-    read_each,
+    report_damage,
+    report_decisions,
     report_outcome,
     run,
     show_name,
     version_option,
 )
-from guardrails.errors import DamagedStateError, OperationError
+from guardrails.config import load_config
+from guardrails.copies import Copies
+from guardrails.errors import DamagedStateError, IntegrityError, OperationError
+from guardrails.filesystem import can_reflink
 from guardrails.head import read_head
-from guardrails.live_model import Outcome, copy_version, restore, rollback, save_version
+from guardrails.live_model import Outcome, copy_elsewhere, restore, rollback, save_version
+from guardrails.manifest import KnownHashes
+from guardrails.paths import Paths
+from guardrails.removal import bring_back, delete_version, empty_trash, set_pinned
+from guardrails.removal import prune as prune_versions
+from guardrails.repair import repair_everything, verify_version
+from guardrails.retention import Policy, parse_duration
 from guardrails.state_io import read_json
-from guardrails.versions import is_kept, lineage, list_version_ids, parse_version_id, read_metadata
+from guardrails.trash import Entry, list_entries, trash_of_backups
+from guardrails.version_diff import compare_metadata, require_models
+from guardrails.version_records import (
+    is_kept,
+    lineage,
+    list_version_ids,
+    parse_version_id,
+    read_metadata,
+    read_summaries,
+)
 
 MEBIBYTE = 1 << 20
+KEEP = click.IntRange(min=-1)
+HOW_TO_REPAIR = "model_versioner.py repair heals them from their second copies"
 
 
 def report(invocation: Invocation, outcome: Outcome) -> None:
@@ -77,7 +101,7 @@ def version_table(rows: list[dict[str, Any]]) -> None:
                 str(row["training_steps"]),
                 show_loss(row["loss"]),
                 show_loss(row["eval_loss"]),
-                f"{row['size'] / MEBIBYTE:.1f}",
+                mebibytes(row["size"]),
                 row["parent"] or "-",
                 show_name(row["description"]),
             )
@@ -87,8 +111,107 @@ def version_table(rows: list[dict[str, Any]]) -> None:
     )
 
 
+def mebibytes(size_bytes: int) -> str:
+    return f"{size_bytes / MEBIBYTE:.1f}"
+
+
+def parent_of(paths: Paths, version: str) -> str:
+    return str(read_metadata(paths, version)["parent"])
+
+
+def describe_storage(paths: Paths, version: str) -> dict[str, Any]:
+    """How much of a version is its own and how much it shares with others, and whether copies share blocks here."""
+    model = paths.version(version) / "model"
+    status = [(model / entry["path"]).stat() for entry in read_metadata(paths, version)["files"]]
+    shared = sum(one.st_size for one in status if one.st_nlink > 1)
+    first = next((model / entry["path"] for entry in read_metadata(paths, version)["files"]), None)
+    return {
+        "own_bytes": sum(one.st_size for one in status) - shared,
+        "shared_bytes": shared,
+        "reflink": first is not None and can_reflink(first, paths.models),
+    }
+
+
+def print_difference(difference: dict[str, Any]) -> None:
+    click.echo(f"from {difference['from']} to {difference['to']}")
+    for kind, names in difference["files"].items():
+        for name in names:
+            click.echo(f"file {kind}: {show_name(name)}")
+    for part in ("metrics", "config"):
+        for key, (old, new) in difference[part].items():
+            click.echo(f"{part.removesuffix('s')} {key}: {show_name(json.dumps(old))} -> {show_name(json.dumps(new))}")
+    changed = [module for module in difference["weights"] if module["state"] != "equal"]
+    rows = [
+        (
+            show_name(module["module"]),
+            module["state"] if module["finite"] else "not finite",
+            show_number(module["norm"]),
+            show_number(module["relative"]),
+        )
+        for module in changed
+    ]
+    if rows:
+        print_table(("module", "", "norm of change", "relative"), rows, right=("norm of change", "relative"))
+    equal = len(difference["weights"]) - len(changed)
+    click.echo(f"weights: {len(changed)} modules differ, {equal} are equal")
+
+
+def show_number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
 def show_loss(loss: float | None) -> str:
     return "-" if loss is None else f"{loss:.4f}"
+
+
+def versions_with_model(paths: Paths) -> list[str]:
+    """Every version that should have a model: all but those that were removed."""
+    rows = read_summaries(paths).rows
+    return [v for v in list_version_ids(paths) if is_kept(paths, v) or "removed_at" not in rows.get(v, {})]
+
+
+def change_pin(invocation: Invocation, version: str, *, pinned: bool) -> None:
+    paths = invocation.paths
+    version_id = parse_version_id(paths, version)
+    word = "pinned" if pinned else "unpinned"
+    with open_store(paths, "pinning", announcer(invocation)):
+        changed = set_pinned(paths, version_id, pinned)
+    undo = f"model_versioner.py unpin {version_id}" if pinned else f"model_versioner.py pin {version_id}"
+    message = f"{word} {version_id}" if changed else f"{version_id} was {word} already"
+    report(invocation, Outcome(message, undo if changed else None, version_id))
+
+
+def choose_policy(paths: Paths, keep: dict[str, Any]) -> Policy:
+    """The policy of the command line, else of the config.
+
+    Raises:
+        UsageError: neither keeps anything.
+    """
+    from guardrails.settings import Retention
+
+    if all(value is None for value in keep.values()):
+        settings = load_config(paths).retention or Retention()
+        keep = {key: value for key, value in settings.model_dump().items() if key.startswith("keep_")}
+    policy = Policy(**{key.removeprefix("keep_"): value for key, value in keep.items() if value is not None})
+    if policy.keeps_nothing():
+        raise click.UsageError("say what to keep, for example --keep-last 30 --keep-monthly 24")
+    if policy.within is not None:
+        try:
+            parse_duration(policy.within)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--keep-within") from None
+    return policy
+
+
+def trashes(paths: Paths) -> list[Path]:
+    """The trash of the base dir, and that of backups on another disk."""
+    return sorted({paths.trash, trash_of_backups(paths, backups_folder(paths))})
+
+
+def describe_entry(entry: Entry) -> dict[str, Any]:
+    record = entry.record or {"kind": "-", "name": "-", "removed_at": "-", "reason": "its record is damaged"}
+    keys = ("kind", "name", "removed_at", "reason")
+    return {"id": entry.folder.name, **{key: record[key] for key in keys}, "size": entry.size_bytes()}
 
 
 @click.group(help=__doc__.split("\n\n", maxsplit=1)[0])
@@ -108,10 +231,16 @@ def create(invocation: Invocation, description: str) -> None:
         version, is_new = save_version(paths, description, "manual")
     if version is None:
         raise OperationError("there is no current_model/ to save", "model_versioner.py list shows what can be restored")
+    storage = describe_storage(paths, version)
     if invocation.as_json:
-        print_json({"version": version, "created": is_new})
+        print_json({"version": version, "created": is_new, **storage})
+    elif is_new:
+        click.echo(f"created {version}")
+        how = "sharing the blocks of current_model/ (reflink)" if storage["reflink"] else "copied"
+        shared = f", {mebibytes(storage['shared_bytes'])} MiB shared with {parent_of(paths, version)}"
+        click.echo(f"{mebibytes(storage['own_bytes'])} MiB {how}{shared if storage['shared_bytes'] else ''}")
     else:
-        click.echo(f"created {version}" if is_new else f"unchanged: current_model/ is {version}")
+        click.echo(f"unchanged: current_model/ is {version}")
 
 
 @main.command("list", help="List the versions, oldest first; * marks the one that current_model/ is.")
@@ -119,10 +248,14 @@ def create(invocation: Invocation, description: str) -> None:
 @pass_invocation
 def list_versions(invocation: Invocation) -> None:
     paths = invocation.paths
-    kept = [version for version in list_version_ids(paths) if is_kept(paths, version)]
-    good, damaged = read_each(kept, lambda version: read_metadata(paths, version))
+    summaries = read_summaries(paths)
+    damaged = summaries.damaged
     head = read_head(paths)["version"] if not damaged else (read_json(paths.head) or {}).get("version")
-    rows = [summarize(metadata, head) for metadata in good]
+    rows = [
+        summarize(row, head)
+        for version, row in summaries.rows.items()
+        if "removed_at" not in row or is_kept(paths, version)
+    ]
     if invocation.as_json:
         print_json(rows)
     elif rows:
@@ -187,8 +320,190 @@ def restore_command(invocation: Invocation, version: str, target: Path | None) -
     if target is None:
         report(invocation, restore(paths, version_id, announcer(invocation)))
         return
-    copy_version(paths, version_id, target)
+    copy_elsewhere(paths, version_id, target, announcer(invocation))
     report(invocation, Outcome(f"copied {version_id} to {target}", None, version_id))
+
+
+@main.command(help="Read versions from the disk and compare every byte with what was saved.")
+@click.argument("version", required=False)
+@click.option("--all", "every", is_flag=True, help="Every version; the default without a VERSION.")
+@common_options
+@pass_invocation
+def verify(invocation: Invocation, version: str | None, every: bool) -> None:
+    paths = invocation.paths
+    if every and version:
+        raise click.UsageError("give a VERSION or --all, not both")
+    hash_of = KnownHashes()
+    ids = [parse_version_id(paths, version)] if version else versions_with_model(paths)
+    damage = {name: verify_version(paths, name, hash_of) for name in ids}
+    report_damage(invocation, damage, "no versions yet", HOW_TO_REPAIR)
+
+
+@main.command(help="Heal damaged versions and backups from each other; damaged bytes are kept in the trash.")
+@common_options
+@pass_invocation
+def repair(invocation: Invocation) -> None:
+    paths = invocation.paths
+    with open_store(paths, "repairing", announcer(invocation)):
+        repairs = repair_everything(paths)
+    left = [one.id for one in repairs if one.left]
+    if invocation.as_json:
+        print_json([{"id": one.id, "healed": bool(one.found) and not one.left, "left": one.left} for one in repairs])
+    else:
+        for one in repairs:
+            if one.found:
+                still = f"still damaged: {'; '.join(one.left)}"
+                click.echo(f"{one.id}: {show_name(still) if one.left else 'healed'}")
+        good = sum(not one.found for one in repairs)
+        click.echo(f"{len(repairs)} versions and backups read, {good} were good")
+    if left:
+        raise IntegrityError(f"no good copy heals {', '.join(left)}", "backup_manager.py pull REMOTE, if there is one")
+
+
+@main.command(help="Keep a version whatever delete or prune are asked.")
+@click.argument("version")
+@common_options
+@pass_invocation
+def pin(invocation: Invocation, version: str) -> None:
+    change_pin(invocation, version, pinned=True)
+
+
+@main.command(help="Let delete and prune take a version again.")
+@click.argument("version")
+@common_options
+@pass_invocation
+def unpin(invocation: Invocation, version: str) -> None:
+    change_pin(invocation, version, pinned=False)
+
+
+@main.command(help="Move a version's model to the trash; its metadata stays. Never the last good copy.")
+@click.argument("version")
+@click.option("--confirm", is_flag=True, help="Without it nothing is done but to say what would be.")
+@common_options
+@pass_invocation
+def delete(invocation: Invocation, version: str, confirm: bool) -> None:
+    paths = invocation.paths
+    version_id = parse_version_id(paths, version)
+    if not confirm:
+        size = mebibytes(read_metadata(paths, version_id)["size"])
+        raise OperationError(
+            f"{version_id} ({size} MiB) was not deleted: --confirm is missing",
+            f"model_versioner.py delete {version_id} --confirm",
+        )
+    with open_store(paths, f"deleting {version_id}", announcer(invocation)):
+        delete_version(paths, version_id, Copies(paths, strict=True), "deleted")
+    outcome = Outcome(f"moved {version_id} to the trash", f"model_versioner.py trash restore {version_id}", version_id)
+    report(invocation, outcome)
+
+
+@main.command(help="Remove versions that no --keep-… option keeps (restic's words, UTC); a dry run without --execute.")
+@click.option("--keep-last", type=KEEP, metavar="N", help="The N newest; -1 keeps all, here as below.")
+@click.option("--keep-hourly", type=KEEP, metavar="N", help="The newest of each of the last N hours with versions.")
+@click.option("--keep-daily", type=KEEP, metavar="N", help="The newest of each of the last N days with versions.")
+@click.option("--keep-weekly", type=KEEP, metavar="N", help="The newest of each of the last N weeks with versions.")
+@click.option("--keep-monthly", type=KEEP, metavar="N", help="The newest of each of the last N months with versions.")
+@click.option("--keep-yearly", type=KEEP, metavar="N", help="The newest of each of the last N years with versions.")
+@click.option("--keep-within", metavar="DURATION", help="All within 1y5m7d2h before the newest.")
+@click.option("--execute", is_flag=True, help="Do it; else only say what would be done.")
+@common_options
+@pass_invocation  # type: ignore[arg-type] # click gives all by name
+def prune(invocation: Invocation, execute: bool, **keep: Any) -> None:
+    paths = invocation.paths
+    policy = choose_policy(paths, keep)
+    with open_store(paths, "pruning", announcer(invocation)):
+        decisions = prune_versions(paths, policy, execute=execute)
+    report_decisions(invocation, decisions, execute=execute, nothing="no versions yet")
+
+
+@main.group(help="What was removed, and how to get it back.")
+@common_options
+def trash() -> None:
+    pass
+
+
+@trash.command("list", help="List what lies in the trash, oldest first.")
+@common_options
+@pass_invocation
+def list_trash(invocation: Invocation) -> None:
+    rows = [describe_entry(entry) for folder in trashes(invocation.paths) for entry in list_entries(folder)]
+    if invocation.as_json:
+        print_json(rows)
+    elif rows:
+        columns = ("entry", "kind", "what", "removed", "MiB", "why")
+        cells = [
+            (r["id"], r["kind"], show_name(r["name"]), r["removed_at"], mebibytes(r["size"]), show_name(r["reason"]))
+            for r in rows
+        ]
+        print_table(columns, cells, right=("MiB",))
+    else:
+        click.echo("the trash is empty")
+
+
+@trash.command("restore", help="Give a deleted version its model back.")
+@click.argument("version")
+@common_options
+@pass_invocation
+def restore_from_trash(invocation: Invocation, version: str) -> None:
+    paths = invocation.paths
+    version_id = parse_version_id(paths, version)
+    with open_store(paths, f"bringing back {version_id}", announcer(invocation)):
+        if is_kept(paths, version_id):
+            raise OperationError(f"{version_id} is there already", f"model_versioner.py restore {version_id}")
+        source = bring_back(paths, version_id)
+    undo = f"model_versioner.py delete {version_id} --confirm"
+    report(invocation, Outcome(f"brought {version_id} back from {source}", undo, version_id))
+
+
+@trash.command("empty", help="Remove for good what has been in the trash for long; never the last good copy.")
+@click.option(
+    "--older-than", "days", type=click.FloatRange(min=0), metavar="DAYS", help="Else trash_days of the config."
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@common_options
+@pass_invocation
+def empty(invocation: Invocation, days: float | None, dry_run: bool) -> None:
+    paths = invocation.paths
+    if days is None:
+        from guardrails.settings import Retention
+
+        days = (load_config(paths).retention or Retention()).trash_days
+    with open_store(paths, "emptying the trash", announcer(invocation)):
+        decisions = empty_trash(paths, days, execute=not dry_run)
+    report_decisions(invocation, decisions, execute=not dry_run, nothing="the trash is empty")
+
+
+@main.command(help="Compare two versions: files, config, metrics, and how far the weights moved.")
+@click.argument("one", metavar="A")
+@click.argument("other", metavar="B")
+@common_options
+@pass_invocation
+def diff(invocation: Invocation, one: str, other: str) -> None:
+    paths = invocation.paths
+    from guardrails.training.compare import compare_weights
+
+    old, new = parse_version_id(paths, one), parse_version_id(paths, other)
+    require_models(paths, old, new)
+    weights = compare_weights(paths.version(old) / "model", paths.version(new) / "model")
+    difference = {**compare_metadata(paths, old, new), "weights": weights}
+    if invocation.as_json:
+        print_json(difference)
+    else:
+        print_difference(difference)
+
+
+@main.command(
+    "consolidate", help="Merge the adapter into the base model; the next file trains a fresh one. Asks a person."
+)
+@click.option("--description", required=True, metavar="TEXT", help="What the merged model is, in a few words.")
+@common_options
+@pass_invocation
+def consolidate_command(invocation: Invocation, description: str) -> None:
+    from guardrails.consolidation import consolidate, plan_consolidation
+
+    paths, announce = invocation.paths, announcer(invocation)
+    plan = plan_consolidation(paths, announce)
+    confirm_by_name("base_model", plan.base_model, plan.merged)
+    report(invocation, consolidate(paths, plan, description, announce))
 
 
 @main.command("lineage", help="List a version's ancestry back to the first training, with the data of each.")

@@ -19,16 +19,24 @@ if __name__ == "__main__":
 import json
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from guardrails import config_lock, signals
 from guardrails.change import change_config, open_store
-from guardrails.cli import Invocation, common_options, pass_invocation, print_json, run, show_name, version_option
+from guardrails.cli import (
+    Invocation,
+    common_options,
+    confirm_by_name,
+    pass_invocation,
+    print_json,
+    run,
+    show_name,
+    version_option,
+)
 from guardrails.config import (
     LOCKED_KEYS,
-    Config,
     check_config,
     load_config,
     nearest_key_hint,
@@ -36,12 +44,16 @@ from guardrails.config import (
     read_config_text,
     set_config_value,
 )
-from guardrails.errors import ConfigError, ConfigLockError, OperationError
+from guardrails.errors import ConfigError, OperationError
+from guardrails.head import read_lock
 from guardrails.locks import read_holder
 from guardrails.paths import Paths
-from guardrails.preflight import check_before_training, read_lock
+from guardrails.preflight import check_before_training
 from guardrails.queue_records import counts
 from guardrails.state_io import SCHEMA_VERSION, read_json, utc_now, write_json
+
+if TYPE_CHECKING:
+    from guardrails.settings import Config
 
 DONE = {"stop": "stopped", "pause": "paused", "resume": "resumed", "skip": "skipped"}
 
@@ -82,7 +94,7 @@ def parse_value(text: str) -> object:
         return text
 
 
-def find_violations(paths: Paths, config: Config) -> list[tuple[str, object, object]]:
+def find_violations(paths: Paths, config: "Config") -> list[tuple[str, object, object]]:
     """Locked keys whose value was changed, with old and new; the base model's bytes count as base_model."""
     lock = read_lock(paths)
     if lock is None:
@@ -99,7 +111,7 @@ def find_violations(paths: Paths, config: Config) -> list[tuple[str, object, obj
     return changed
 
 
-def fingerprint(paths: Paths, config: Config) -> config_lock.Fingerprint:
+def fingerprint(paths: Paths, config: "Config") -> config_lock.Fingerprint:
     """The fingerprint of the configured base model.
 
     Raises:
@@ -109,7 +121,7 @@ def fingerprint(paths: Paths, config: Config) -> config_lock.Fingerprint:
 
 
 def moved_lock(
-    paths: Paths, lock: dict[str, Any], config: Config, keys: Iterable[str], approved_by: str
+    paths: Paths, lock: dict[str, Any], config: "Config", keys: Iterable[str], approved_by: str
 ) -> dict[str, Any]:
     """``lock`` with the approved keys as ``config`` has them, and the others as they were."""
     now = config_lock.locked_values(config)
@@ -123,24 +135,6 @@ def moved_lock(
     if "base_model" in keys:
         moved["base_model_fingerprint"] = fingerprint(paths, config)
     return moved
-
-
-def confirm_by_name(key: str, old: object, new: object) -> None:
-    """Returns only when a person typed the key's name on a terminal.
-
-    Raises:
-        ConfigLockError: there is no terminal, or something else was typed; nothing was changed.
-    """
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise ConfigLockError(
-            f"{key} is locked: {json.dumps(old)} stays, {json.dumps(new)} needs a person's approval",
-            "run this command yourself on a terminal and type the key's name",
-        )
-    click.echo(f"{key} is locked.\n  old: {json.dumps(old)}\n  new: {json.dumps(new)}", err=True)
-    if click.prompt(f"Type {key} to change it", default="", show_default=False, err=True) != key:
-        raise ConfigLockError(
-            f"{key} stays as it is: its name was not typed", "run the command again if you want the change"
-        )
 
 
 def refuse_if_changed(paths: Paths, text: str, lock: dict[str, Any] | None) -> None:
@@ -307,6 +301,8 @@ def config_check(invocation: Invocation) -> None:
 @pass_invocation
 def config_set(invocation: Invocation, key: str, value: str) -> None:
     paths, new = invocation.paths, parse_value(value)
+    from guardrails.settings import Config
+
     if key not in Config.model_fields:
         raise ConfigError(f'unknown key "{key}"', nearest_key_hint(key))
     check_config({key: new}, paths.config)

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import loop, state_tracker
+from benchmarks import loop, state_tracker, storage
 from tests.state.building import SCRIPT, healthy
 
 
@@ -29,7 +29,7 @@ def main() -> int:
     """Measure everything; the short form holds what does not depend on a quiet machine."""
     short = loop.parse_short()
     figures = [] if short else measure_state_tracker()
-    return loop.print_figures(figures + loop.measure(short=short))
+    return loop.print_figures(figures + loop.measure(short=short) + storage.measure(short=short))
 
 
 if __name__ == "__main__":

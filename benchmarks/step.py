@@ -214,7 +214,8 @@ def make_trainer(folder: Path, model_folder: Path, size: Size, steps: int, turn:
 
 def make_job(folder: Path, model_folder: Path, size: Size) -> Any:
     """A job with the settings of a fresh config where ``size`` says nothing else."""
-    from guardrails.config import TRAINING_KEYS, Config
+    from guardrails.config import TRAINING_KEYS
+    from guardrails.settings import Config
     from guardrails.training.job import Job
 
     config = Config(

@@ -14,9 +14,10 @@ from pathlib import Path
 import click
 
 from guardrails import errors
-from guardrails.config import LOCKED_KEYS, TRAINING_KEYS, Config
+from guardrails.config import LOCKED_KEYS, TRAINING_KEYS
 from guardrails.errors import GuardrailsError
 from guardrails.paths import CODE_DIR
+from guardrails.settings import Config
 
 PAGE = CODE_DIR / "docs" / "cli.md"
 WIDTH = 100
@@ -56,7 +57,11 @@ SETTINGS = {
     "monitor_port": "Port of the live page, which is not there yet.",
     "launch": "Not available yet.",
     "alerts": "Not available yet.",
-    "retention": "Not available yet.",
+    "retention": (
+        "What `model_versioner.py prune` keeps when it is given no `--keep-…`: an object with `keep_last`, "
+        "`keep_hourly`, `keep_daily`, `keep_weekly`, `keep_monthly`, `keep_yearly` (-1 keeps all) and `keep_within` "
+        "(`1y5m7d2h`); `trash_days` (7) is how long the trash holds what was removed. Nothing is pruned by itself."
+    ),
 }
 
 

@@ -4,23 +4,17 @@ Everything that writes here is called under the store lock (``.locks/store.lock`
 """
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from guardrails.config import parse_config
 from guardrails.errors import ConfigError, DamagedStateError, IntegrityError, OperationError
 from guardrails.filesystem import copy_file, copy_tree, remove_tree, rename_noreplace, sync_filesystem
-from guardrails.manifest import FileEntry, find_damage, same_content, total_size
+from guardrails.manifest import FileEntry, KnownHashes, find_damage, same_content, total_size
 from guardrails.paths import BACKUP_ID, STAGE_PREFIX, Paths
+from guardrails.signature import Signature, take_signature
 from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, utc_now, write_json
-from guardrails.versions import (
-    FILE_MODE,
-    FOLDER_MODE,
-    is_kept,
-    list_version_ids,
-    read_metadata,
-)
+from guardrails.versions import FILE_MODE, FOLDER_MODE
 
 METADATA_KEYS = {
     **dict.fromkeys(("id", "type", "source", "created_at"), str),
@@ -112,14 +106,19 @@ def add_backup(
         remove_tree(stage)
     stage.mkdir()
     try:
+        before = _sign(tree)
         files = _copy(tree, stage / "model")
-        if version_metadata is not None and (problems := find_damage(stage / "model", version_metadata["files"])):
+        if version_metadata is not None and not same_content(files, version_metadata["files"]):
             raise IntegrityError(
-                f"{tree} is not {version_metadata['id']} any more: {problems[0]}",
-                "model_versioner.py list shows the versions, backup_manager.py list their second copies",
+                f"{tree} is not {version_metadata['id']} any more",
+                "model_versioner.py repair heals a damaged version from its second copies",
+            )
+        if version_metadata is None and _sign(tree) != before:
+            raise IntegrityError(
+                f"{tree} was written to while it was copied; no backup was made", "wait until that is done"
             )
         sync_filesystem(stage)
-        if problems := find_damage(stage / "model", files, from_disk=True):
+        if problems := find_damage(stage / "model", files, hash_of=KnownHashes()):
             raise IntegrityError(
                 f"the backup was not written as it should be: {problems[0]}", f"check the disk of {folder}"
             )
@@ -148,34 +147,22 @@ def add_backup(
     return metadata
 
 
+def _sign(tree: Path) -> Signature:
+    if tree.is_dir():
+        return take_signature(tree)
+    status = tree.stat()
+    return {tree.name: [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]}
+
+
 def _copy(tree: Path, target: Path) -> list[FileEntry]:
     if not tree.is_file():
         return copy_tree(tree, target, file_mode=FILE_MODE, folder_mode=FOLDER_MODE, independent=True)
     target.mkdir()
     digest = copy_file(tree, target / tree.name, FILE_MODE)
+    target.chmod(FOLDER_MODE)
     return [{"path": tree.name, "size": (target / tree.name).stat().st_size, "blake3": digest}]
 
 
 def verify_backup(folder: Path, backup_id: str) -> list[str]:
     """What is damaged in a backup, read from the disk; empty when all is as saved."""
-    return find_damage(folder / backup_id / "model", read_backup(folder, backup_id)["files"], from_disk=True)
-
-
-def find_file_copies(paths: Paths, entry: FileEntry) -> Iterator[Path]:
-    """Files in versions and backups that are recorded with the same bytes as ``entry``, newest versions first."""
-    for version_id in reversed(list_version_ids(paths)):
-        if is_kept(paths, version_id):
-            yield from _matching(paths.version(version_id), entry, lambda v=version_id: read_metadata(paths, v))
-    folder = backups_folder(paths)
-    for backup_id in reversed(list_backup_ids(folder)):
-        yield from _matching(folder / backup_id, entry, lambda b=backup_id: read_backup(folder, b))
-
-
-def _matching(folder: Path, entry: FileEntry, read: Any) -> Iterator[Path]:
-    try:
-        files = read()["files"]
-    except DamagedStateError:
-        return
-    for candidate in files:
-        if candidate["blake3"] == entry["blake3"] and (folder / "model" / candidate["path"]).is_file():
-            yield folder / "model" / candidate["path"]
+    return find_damage(folder / backup_id / "model", read_backup(folder, backup_id)["files"], hash_of=KnownHashes())

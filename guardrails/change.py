@@ -13,35 +13,28 @@ Each step looks at what the folders say before it acts, so going on after a kill
 
 import contextlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from guardrails.backups import backups_folder, find_file_copies
+from guardrails.backups import backups_folder
 from guardrails.config import set_config_value
-from guardrails.config_lock import read_lock_file
+from guardrails.copies import Copies
 from guardrails.errors import IntegrityError
-from guardrails.filesystem import UnsupportedError, copy_file, copy_tree, exchange, remove_tree
-from guardrails.head import condition_of_live_model, next_number, read_head, sign_live_model, write_head
-from guardrails.manifest import FileEntry, find_damage, hash_file, list_files, same_content
+from guardrails.filesystem import UnsupportedError, copy_tree, exchange, remove_tree
+from guardrails.head import condition_of_live_model, next_number, read_head, read_lock, sign, write_head
+from guardrails.locks import read_holder
+from guardrails.manifest import find_damage
 from guardrails.paths import STAGE_PREFIX, Paths
 from guardrails.queue import finish
 from guardrails.queue_records import read_record
+from guardrails.repair import HOW_TO_GO_ON, copy_version, heal_tree
 from guardrails.signature import take_signature
 from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, remove_temporary_files, utc_now, write_json
-from guardrails.versions import (
-    LIVE_FILE_MODE,
-    LIVE_FOLDER_MODE,
-    add_version,
-    is_kept,
-    lineage,
-    read_metadata,
-    store_lock,
-    version_name,
-    version_number,
-)
+from guardrails.trash import discard, remove_unfinished_entries
+from guardrails.version_records import is_kept, lineage, read_metadata, version_name, version_number
+from guardrails.versions import LIVE_FILE_MODE, LIVE_FOLDER_MODE, UNLOCKED_PREFIX, add_version, lock_again, store_lock
 
 Announce = Callable[[str], None]
 # Copying and checking a large model under the lock takes this long at worst.
@@ -49,6 +42,8 @@ STORE_SECONDS = 600.0
 INTENT_KEYS = {"operation": str, "config": dict, "queue": list}
 CONFIG_CHANGE = "config change"
 DISPLACED = f"{STAGE_PREFIX}displaced"
+CONSOLIDATION_LOCK = "consolidation.lock"
+UNSIGNED: dict[str, Any] = {"signed_at_ns": 0, "signature": {}}
 
 
 def say_nothing(line: str) -> None:
@@ -78,15 +73,22 @@ def finish_pending(paths: Paths, announce: Announce = say_nothing) -> None:
             announce(error.message)
     for path in (paths.config, paths.config_lock):
         remove_temporary_files(paths.base, path)
-    for folder in (paths.models, paths.versions, backups_folder(paths)):
+    folders = [paths.models, paths.versions, backups_folder(paths)]
+    if read_holder(paths.locks / CONSOLIDATION_LOCK) is None:
+        # A merge at work writes there without the store lock.
+        folders.append(paths.consolidated_models)
+    for folder in folders:
         if not folder.is_dir():
             continue
         remove_temporary_files(folder)
         for name in os.listdir(folder):
             if name == DISPLACED:
-                discard(paths, folder / name)
+                discard(paths, folder / name, "a change put it out")
+            elif name.startswith(UNLOCKED_PREFIX):
+                lock_again(folder / name)
             elif name.startswith(STAGE_PREFIX):
                 remove_tree(folder / name)
+    remove_unfinished_entries(paths.trash)
 
 
 def changed_by_hand_metadata(paths: Paths, head: dict[str, Any], description: str, kind: str) -> dict[str, Any]:
@@ -133,8 +135,9 @@ def change_to(
     condition = condition_of_live_model(paths, head)
     number = next_number(paths, head)
     stage: Path | None = None
+    is_checked = False
     if target is not None:
-        stage = _prepare_stage(paths, head, target, announce)
+        stage, is_checked = _prepare_stage(paths, head, target, announce)
     displaced: dict[str, Any] | None = None
     if condition == "changed":
         displaced = {
@@ -150,17 +153,19 @@ def change_to(
         "created_at": utc_now(),
         "stage": str(stage.relative_to(paths.base)) if stage else None,
         "stage_inode": _inode(stage) if stage else None,
+        # Taken while nobody else knows the tree: whatever is written into it later shows.
+        "signed": sign(stage) if stage else UNSIGNED,
         "live_inode": _inode(paths.current_model),
         "displaced": displaced,
         "target": target,
         "previous_head": head,
         "restores": head["restores"] if restores is None else restores,
         "last_number": number if condition == "changed" else number - 1,
-        "config": _config_changes(paths, target),
+        "config": _config_changes(paths, target, operation),
         "queue": _queue_changes(paths, head["version"], target, operation) if queue_follows else [],
     }
     write_json(paths.intent, intent)
-    carry_out(paths, intent, announce)
+    carry_out(paths, intent, announce, is_checked=is_checked)
 
 
 def change_config(paths: Paths, values: dict[str, Any], lock: dict[str, Any]) -> None:
@@ -170,8 +175,10 @@ def change_config(paths: Paths, values: dict[str, Any], lock: dict[str, Any]) ->
     finish_pending(paths)
 
 
-def carry_out(paths: Paths, intent: dict[str, Any], announce: Announce) -> None:
+def carry_out(paths: Paths, intent: dict[str, Any], announce: Announce, *, is_checked: bool = False) -> None:
     """All steps of a change, from wherever a kill left them. Needs the store lock.
+
+    ``is_checked``: this process has just seen every byte of the new tree, so step 4 need not read them again.
 
     Raises:
         IntegrityError: the new tree is damaged beyond healing; ``current_model/`` is as before.
@@ -183,7 +190,8 @@ def carry_out(paths: Paths, intent: dict[str, Any], announce: Announce) -> None:
             # A reader that went away must not stop a change half-way.
             with contextlib.suppress(OSError):
                 announce(f"current_model/ is {intent['target'] or 'empty: a fresh start'}")
-        if intent.get("undo") or (intent["target"] is not None and not _check_or_heal(paths, intent, announce)):
+        is_good = intent["target"] is None or is_checked
+        if intent.get("undo") or not (is_good or _check_or_heal(paths, intent, announce)):
             _undo(paths, intent, announce)
     for key, value in intent["config"].items():
         if key == "lock":
@@ -197,32 +205,17 @@ def carry_out(paths: Paths, intent: dict[str, Any], announce: Announce) -> None:
     fsync_folder(paths.models)
 
 
-def _prepare_stage(paths: Paths, head: dict[str, Any], target: str, announce: Announce) -> Path:
-    """A complete, durable, writable tree of version ``target``, ready to become ``current_model/``."""
+def _prepare_stage(paths: Paths, head: dict[str, Any], target: str, announce: Announce) -> tuple[Path, bool]:
+    """A complete, durable, writable tree of version ``target``, ready to become ``current_model/``.
+
+    And whether its bytes are known to be right: those of a copy are, those of the retired tree may not be.
+    """
     retired = head["retired"]
     if retired and retired["version"] == target and _is_as_retired(paths, retired):
-        return paths.retired_model
+        return paths.retired_model, False
     stage = paths.models / f"{STAGE_PREFIX}{target}"
-    if stage.exists():
-        remove_tree(stage)
-    files = read_metadata(paths, target)["files"]
-    copied = copy_tree(
-        paths.version(target) / "model",
-        stage,
-        file_mode=LIVE_FILE_MODE,
-        folder_mode=LIVE_FOLDER_MODE,
-        independent=False,
-    )
-    if not same_content(copied, files):
-        problems = _heal(paths, stage, files)
-        if problems:
-            remove_tree(stage)
-            raise IntegrityError(
-                f"{target} is damaged and no second copy heals it: {problems[0]}",
-                "model_versioner.py list shows other versions, backup_manager.py list the backups",
-            )
-        announce(f"{target} is damaged on the disk; what is restored was healed from a second copy")
-    return stage
+    copy_version(paths, target, stage, announce)
+    return stage, True
 
 
 def _inode(path: Path) -> int | None:
@@ -279,7 +272,7 @@ def _settle_displaced(paths: Paths, intent: dict[str, Any]) -> dict[str, Any]:
         "version": intent["target"],
         "changed_at": intent["created_at"],
         "operation": intent["operation"],
-        **(sign_live_model(paths) if intent["target"] else {"signed_at_ns": 0, "signature": {}}),
+        **intent["signed"],
         "restores": intent["restores"],
         "last_number": intent["last_number"],
         "retired": previous["retired"],
@@ -288,10 +281,12 @@ def _settle_displaced(paths: Paths, intent: dict[str, Any]) -> dict[str, Any]:
         head["retired"] = None
     if displaced is None:
         if out.exists():
-            discard(paths, out)
+            discard(paths, out, f"{intent['operation']} put it out")
         return head
     if "adopt" in displaced:
-        add_version(paths, displaced["adopt"], out, displaced["metadata"], "move")
+        if out.exists():
+            add_version(paths, displaced["adopt"], out, displaced["metadata"], "move")
+            discard(paths, out, "its files are a version now")
         return head
     if out != paths.retired_model and out.exists():
         if paths.retired_model.exists():
@@ -316,53 +311,27 @@ def _drop_retired(paths: Paths, retired: dict[str, Any] | None) -> None:
     if retired and is_kept(paths, retired["version"]) and _is_as_retired(paths, retired):
         remove_tree(paths.retired_model)
     else:
-        discard(paths, paths.retired_model)
-
-
-def discard(paths: Paths, tree: Path) -> None:
-    """Remove an empty tree; keep a file, or a tree that holds anything, in the trash."""
-    if tree.is_dir() and not take_signature(tree):
-        remove_tree(tree)
-        return
-    paths.trash.mkdir(parents=True, exist_ok=True)
-    tree.rename(paths.trash / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(4).hex()}")
-    fsync_folder(paths.trash)
+        discard(paths, paths.retired_model, "it was changed since it was retired")
 
 
 def _check_or_heal(paths: Paths, intent: dict[str, Any], announce: Announce) -> bool:
     """Step 4: whether ``current_model/`` holds the target's bytes, if need be after healing."""
-    files = read_metadata(paths, intent["target"])["files"]
+    target = intent["target"]
+    files = read_metadata(paths, target)["files"]
     problems = find_damage(paths.current_model, files)
     if not problems:
         return True
     announce(f"damaged: {problems[0]}")
-    problems = _heal(paths, paths.current_model, files)
-    if problems:
+    copies = Copies(paths, strict=False)
+    staging = paths.models / f"{STAGE_PREFIX}healing"
+    staging.mkdir(exist_ok=True)
+    left = heal_tree(paths.current_model, files, copies, staging, paths.trash, "current_model/", mode=LIVE_FILE_MODE)
+    remove_tree(staging)
+    if left:
         return False
     announce("healed from a second copy")
-    write_head(paths, {**read_head(paths), **sign_live_model(paths)})
+    write_head(paths, {**read_head(paths), **sign(paths.current_model)})
     return True
-
-
-def _heal(paths: Paths, root: Path, files: list[FileEntry]) -> list[str]:
-    """Replace each damaged file below ``root`` by a good copy from a version or a backup; what stays damaged."""
-    expected = {entry["path"]: entry for entry in files}
-    for path in list_files(root):
-        if path not in expected:
-            (root / path).unlink()
-    for path, entry in expected.items():
-        target = root / path
-        if target.is_file() and hash_file(target) == entry["blake3"]:
-            continue
-        for source in find_file_copies(paths, entry):
-            temporary = target.with_name(f"{target.name}.tmp-healing")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if copy_file(source, temporary, LIVE_FILE_MODE) == entry["blake3"]:
-                temporary.rename(target)
-                fsync_folder(target.parent)
-                break
-            temporary.unlink()
-    return find_damage(root, files)
 
 
 def _undo(paths: Paths, intent: dict[str, Any], announce: Announce) -> None:
@@ -384,16 +353,16 @@ def _undo(paths: Paths, intent: dict[str, Any], announce: Announce) -> None:
     if "adopt" in displaced:
         head["version"] = version_name(displaced["adopt"])
     if paths.current_model.exists():
-        head.update(sign_live_model(paths))
+        head.update(sign(paths.current_model))
     write_head(paths, head)
     if damaged.exists():
-        discard(paths, damaged)
+        discard(paths, damaged, f"{intent['target']} was damaged")
     paths.intent.unlink()
     fsync_folder(paths.models)
     announce(f"undone: current_model/ is {head['version'] or 'empty'} again")
     raise IntegrityError(
         f"{intent['target']} is damaged and no second copy heals it; current_model/ is as before",
-        "model_versioner.py list shows other versions, backup_manager.py list the backups",
+        HOW_TO_GO_ON,
     )
 
 
@@ -408,13 +377,13 @@ def _tree_to_put_back(paths: Paths, intent: dict[str, Any]) -> Path | None:
     if stage.exists():
         remove_tree(stage)
     adopted = paths.version(version_name(displaced["adopt"])) / "model"
-    copy_tree(adopted, stage, file_mode=LIVE_FILE_MODE, folder_mode=LIVE_FOLDER_MODE, independent=False)
+    copy_tree(adopted, stage, file_mode=LIVE_FILE_MODE, folder_mode=LIVE_FOLDER_MODE)
     return stage
 
 
-def _config_changes(paths: Paths, target: str | None) -> dict[str, Any]:
+def _config_changes(paths: Paths, target: str | None, operation: str) -> dict[str, Any]:
     """What config and lock must become for ``target``: its base model, if another one is configured now."""
-    lock = read_lock_file(paths)
+    lock = read_lock(paths)
     if target is None or lock is None:
         return {}
     metadata = read_metadata(paths, target)
@@ -425,10 +394,11 @@ def _config_changes(paths: Paths, target: str | None) -> dict[str, Any]:
         "base_model": base_model,
         "lock": {
             **lock,
+            "schema_version": SCHEMA_VERSION,
             "locked": {**lock["locked"], "base_model": base_model},
             "base_model_fingerprint": fingerprint,
             "locked_at": utc_now(),
-            "approved_by": f"return to {target}",
+            "approved_by": f"{operation} to {target}",
         },
     }
 

@@ -14,7 +14,14 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from guardrails import __version__, progress
-from guardrails.errors import DamagedStateError, DiskSpaceError, GuardrailsError, OperationError
+from guardrails.errors import (
+    ConfigLockError,
+    DamagedStateError,
+    DiskSpaceError,
+    GuardrailsError,
+    IntegrityError,
+    OperationError,
+)
 from guardrails.paths import CODE_DIR, Paths, find_base_dir
 from guardrails.state_io import dump_json
 
@@ -82,8 +89,12 @@ def version_option(function: Function) -> Function:
 
 
 def print_json(document: object) -> None:
-    """One ASCII-safe JSON document and a newline on stdout."""
-    sys.stdout.write(dump_json(document) + "\n")
+    """One ASCII-safe JSON document and a newline on stdout; of a list one element a line."""
+    if isinstance(document, list) and document:
+        text = "[\n" + ",\n".join(dump_json(element, indent=None) for element in document) + "\n]"
+    else:
+        text = dump_json(document)
+    sys.stdout.write(text + "\n")
 
 
 def symbol(text: str, plain: str) -> str:
@@ -114,18 +125,42 @@ def announcer(invocation: Invocation) -> Callable[[str], None]:
     return announce
 
 
+def as_typed(invocation: Invocation, command: str) -> str:
+    """A command of the toolkit as a person types it to reach the same base dir."""
+    base = invocation.paths.base
+    place = "" if base == CODE_DIR else f" --base-dir {shlex.quote(str(base))}"
+    return f"python3 {command}{place}"
+
+
 def report_outcome(invocation: Invocation, message: str, undo: str | None, version: str | None) -> None:
     """Say what was done, and the command that undoes it, as it is typed."""
-    if undo is not None:
-        base = invocation.paths.base
-        place = "" if base == CODE_DIR else f" --base-dir {shlex.quote(str(base))}"
-        undo = f"python3 {undo}{place}"
+    undo = as_typed(invocation, undo) if undo is not None else None
     if invocation.as_json:
         print_json({"version": version, "message": message, "undo": undo})
         return
     click.echo(show_name(message))
     if undo is not None:
         click.echo(f"undo: {undo}")
+
+
+def confirm_by_name(key: str, old: object, new: object) -> None:
+    """Returns only when a person typed the key's name on a terminal.
+
+    Raises:
+        ConfigLockError: there is no terminal, or something else was typed; nothing was changed.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ConfigLockError(
+            f"{key} is locked: {json.dumps(old)} stays, {json.dumps(new)} needs a person's approval",
+            "run this command yourself on a terminal and type the key's name",
+        )
+    for counter in _shown:
+        counter.close()
+    click.echo(f"{key} is locked.\n  old: {json.dumps(old)}\n  new: {json.dumps(new)}", err=True)
+    if click.prompt(f"Type {key} to change it", default="", show_default=False, err=True) != key:
+        raise ConfigLockError(
+            f"{key} stays as it is: its name was not typed", "run the command again if you want the change"
+        )
 
 
 def find_argument(paths: Paths, argument: str) -> Path:
@@ -154,13 +189,50 @@ def read_each(names: Iterable[str], read: Callable[[str], dict[str, Any]]) -> tu
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
     """Rows below their column names, aligned, one line a row, never wrapped or cut."""
-    widths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
-    for row in [columns, *rows]:
-        cells = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for cell, width, column in zip(row, widths, columns, strict=True)
-        ]
-        click.echo("  ".join(cells).rstrip())
+    # Column by column and written at once: a list may have thousands of rows.
+    cells = []
+    for index, name in enumerate(columns):
+        column = [name, *(row[index] for row in rows)]
+        width = max(map(len, column))
+        align = str.rjust if name in right else str.ljust
+        cells.append([align(text, width) for text in column])
+    click.echo("\n".join("  ".join(line).rstrip() for line in zip(*cells, strict=True)))
+
+
+def report_damage(invocation: Invocation, damage: dict[str, list[str]], nothing: str, hint: str) -> None:
+    """What a verification found, by the name of what was read.
+
+    Raises:
+        IntegrityError: something is damaged.
+    """
+    if invocation.as_json:
+        print_json([{"id": name, "ok": not problems, "problems": problems} for name, problems in damage.items()])
+    else:
+        for name, problems in damage.items():
+            click.echo(f"{name}: {show_name('; '.join(problems)) if problems else 'good'}")
+        if not damage:
+            click.echo(nothing)
+    if damaged := [name for name, problems in damage.items() if problems]:
+        raise IntegrityError(f"damaged: {', '.join(damaged)}", hint)
+
+
+def report_decisions(invocation: Invocation, decisions: Sequence[Any], *, execute: bool, nothing: str) -> None:
+    """What was removed and what was kept, and why; or what would be."""
+    if invocation.as_json:
+        rows = [{"id": one.id, "removed": one.removed, "reason": one.reason or None} for one in decisions]
+        print_json({"executed": execute, "decisions": rows})
+        return
+    words = ("removed", "kept") if execute else ("would remove", "would keep")
+    for one in decisions:
+        why = f": {one.reason}" if one.reason else ""
+        click.echo(show_name(f"{words[0] if one.removed else words[1]} {one.id}{why}"))
+    if not decisions:
+        click.echo(nothing)
+    elif not execute:
+        click.echo("nothing was changed: a dry run")
+
+
+_shown: list["ByteCounter"] = []
 
 
 class ByteCounter:
@@ -188,8 +260,10 @@ class ByteCounter:
             self.bar.update(self.task, completed=self.bytes)
 
     def close(self) -> None:
+        """Take the bar away; it shows again when work goes on for a moment."""
         if self.bar is not None:
             self.bar.stop()
+        self.bar, self.started = None, time.monotonic()
 
 
 @contextmanager
@@ -200,6 +274,7 @@ def shown_progress() -> Iterator[None]:
         return
     counter = ByteCounter()
     progress.watch(counter.advance)
+    _shown.append(counter)
     try:
         yield
     finally:

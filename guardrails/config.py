@@ -1,15 +1,20 @@
-"""config.json: what may stand in it, and changing one value while the rest stays as written."""
+"""config.json: reading it, and changing one value while the rest stays as written.
+
+What may stand in it is in ``guardrails.settings``, which only a check imports: pydantic takes longer to import than
+most commands take.
+"""
 
 import difflib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from guardrails.errors import ConfigError
 from guardrails.paths import Paths
 from guardrails.state_io import dump_json, write_text
+
+if TYPE_CHECKING:
+    from guardrails.settings import Config
 
 LOCKED_KEYS = ("max_length", "base_model", "model_name")
 # What a run takes from the config as it is; frozen in its job.json.
@@ -30,51 +35,6 @@ TRAINING_KEYS = (
     "save_minutes",
     "max_bad_rows",
 )
-
-Count = Annotated[int, Field(ge=1)]
-CountOrNone = Annotated[int, Field(ge=0)]
-
-
-class Config(BaseModel):
-    """The settings of one base dir. Meanings and defaults are in docs/cli.md."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    model_name: Annotated[str, Field(min_length=1)] = "model"
-    base_model: Annotated[str, Field(min_length=1)] | None = None
-    max_length: Annotated[int, Field(ge=8)] = 2048
-    batch_size: Count = 4
-    gradient_accumulation: Count = 4
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
-    warmup_steps: CountOrNone = 10
-    lora_r: Count = 16
-    lora_alpha: Annotated[float, Field(gt=0)] = 32
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    lora_target_modules: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = [
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    ]
-    use_qlora: Literal[False] = False
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    epochs: Count = 1
-    log_steps: Count = 10
-    eval_steps: CountOrNone = 100
-    save_minutes: Annotated[float, Field(ge=0)] = 10
-    validation_file: Annotated[str, Field(min_length=1)] | None = None
-    poll_interval: Annotated[float, Field(ge=0.1, le=3600)] = 2
-    max_attempts: Count = 3
-    max_bad_rows: CountOrNone = 0
-    backup: Literal["after_each", "daily", "off"] = "after_each"
-    backup_dir: Annotated[str, Field(min_length=1)] | None = None
-    monitor_port: Annotated[int, Field(ge=1, le=65535)] = 8080
-    launch: None = None
-    alerts: None = None
-    retention: None = None
 
 
 def read_config_text(paths: Paths) -> str:
@@ -97,7 +57,7 @@ def read_config_text(paths: Paths) -> str:
         ) from error
 
 
-def load_config(paths: Paths) -> Config:
+def load_config(paths: Paths) -> "Config":
     """The checked settings of a base dir.
 
     Raises:
@@ -129,8 +89,12 @@ def parse_config(text: str, path: Path) -> dict[str, Any]:
     return settings
 
 
-def check_config(settings: dict[str, Any], path: Path) -> Config:
+def check_config(settings: dict[str, Any], path: Path) -> "Config":
     """``settings`` as a Config; the first problem as a ConfigError."""
+    from pydantic import ValidationError
+
+    from guardrails.settings import Config
+
     try:
         return Config.model_validate(settings)
     except ValidationError as error:
@@ -138,7 +102,7 @@ def check_config(settings: dict[str, Any], path: Path) -> Config:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         raise ConfigError(f'{path}: unknown key "{key}"', nearest_key_hint(key))
-    if problem["type"] in ("none_required", "literal_error") and key in ("use_qlora", "launch", "alerts", "retention"):
+    if problem["type"] in ("none_required", "literal_error") and key in ("use_qlora", "launch", "alerts"):
         raise ConfigError(
             f"{path}: {key} is not available in this version",
             f"set it back: training_controller.py config set {key} {json.dumps(Config().model_dump()[key])}",
@@ -151,12 +115,17 @@ def check_config(settings: dict[str, Any], path: Path) -> Config:
 
 def nearest_key_hint(key: str) -> str:
     """Names the known key that ``key`` was probably meant to be."""
-    nearest = difflib.get_close_matches(key, Config.model_fields, n=1, cutoff=0.5)
+    from guardrails.settings import Config, Retention
+
+    known = [*Config.model_fields, *(f"retention.{name}" for name in Retention.model_fields)]
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f'did you mean "{nearest[0]}"?' if nearest else f"known keys: {', '.join(Config.model_fields)}"
 
 
 def starting_config(**values: object) -> str:
     """The text of a new config.json: all defaults, with ``values`` in their places."""
+    from guardrails.settings import Config
+
     return dump_json({**Config().model_dump(), **values}) + "\n"
 
 

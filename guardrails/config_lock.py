@@ -8,16 +8,19 @@ approve``); ``restore``, ``rollback`` and ``consolidate`` move the lock along by
 import json
 import time
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from blake3 import blake3
 
-from guardrails.config import LOCKED_KEYS, Config
+from guardrails.config import LOCKED_KEYS
 from guardrails.errors import ConfigError, ConfigLockError, DamagedStateError
 from guardrails.manifest import FileEntry, hash_file
 from guardrails.paths import Paths
-from guardrails.signature import STAMP_GRANULARITY_NS, take_model_signature
+from guardrails.signature import settles_at, take_model_signature
 from guardrails.state_io import SCHEMA_VERSION, read_json, utc_now, write_json
+
+if TYPE_CHECKING:
+    from guardrails.settings import Config
 
 
 class Fingerprint(TypedDict):
@@ -27,7 +30,7 @@ class Fingerprint(TypedDict):
     files: list[FileEntry]
 
 
-def base_model_folder(paths: Paths, config: Config) -> Path:
+def base_model_folder(paths: Paths, config: "Config") -> Path:
     """The folder of the configured base model.
 
     Raises:
@@ -57,7 +60,7 @@ def fingerprint_base_model(paths: Paths, folder: Path, *, remember: bool = True)
     files: dict[str, dict[str, Any]] = {}
     for path, stat in take_model_signature(folder).items():
         known = cache.get(path)
-        if known is None or known["stat"] != stat or known["hashed_at"] < stat[2] + STAMP_GRANULARITY_NS:
+        if known is None or known["stat"] != stat or known["hashed_at"] < settles_at(stat):
             hashed_at = time.time_ns()
             known = {"stat": stat, "blake3": hash_file(folder / path), "hashed_at": hashed_at}
         files[path] = known
@@ -86,11 +89,11 @@ def combine_hashes(entries: list[FileEntry]) -> str:
     return hasher.hexdigest()
 
 
-def locked_values(config: Config) -> dict[str, Any]:
+def locked_values(config: "Config") -> dict[str, Any]:
     return {key: getattr(config, key) for key in LOCKED_KEYS}
 
 
-def make_lock(config: Config, fingerprint: Fingerprint, approved_by: str) -> dict[str, Any]:
+def make_lock(config: "Config", fingerprint: Fingerprint, approved_by: str) -> dict[str, Any]:
     """The lock document for ``config`` as it is."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -116,7 +119,7 @@ def read_lock_file(paths: Paths) -> dict[str, Any] | None:
     return lock
 
 
-def check_lock(paths: Paths, config: Config, fingerprint: Fingerprint, lock: dict[str, Any]) -> None:
+def check_lock(paths: Paths, config: "Config", fingerprint: Fingerprint, lock: dict[str, Any]) -> None:
     """That nothing in the lock is violated.
 
     Raises:

@@ -17,7 +17,7 @@ import psutil
 from guardrails import intake, queue, signals
 from guardrails.backups import backup_of_version, backups_folder, list_backup_ids, read_backup
 from guardrails.change import change_to, finish_pending, open_store
-from guardrails.config import TRAINING_KEYS, Config, load_config
+from guardrails.config import TRAINING_KEYS, load_config
 from guardrails.config_lock import make_lock
 from guardrails.daemon_status import StatusBoard
 from guardrails.errors import (
@@ -33,7 +33,7 @@ from guardrails.live_model import finish_published_run, publish_run, save_versio
 from guardrails.locks import FileLock, read_holder
 from guardrails.model_backups import back_up_version
 from guardrails.paths import PRIORITIES, Paths
-from guardrails.preflight import Preflight, check_before_training
+from guardrails.preflight import Preflight, check_before_training, is_consolidated
 from guardrails.queue_records import Record, find_duplicate, next_file, processing
 from guardrails.runs import (
     drop_run,
@@ -47,9 +47,11 @@ from guardrails.runs import (
     worker_of,
     write_job,
 )
+from guardrails.settings import Config
 from guardrails.signals import Signal, is_stronger
 from guardrails.state_io import remove_temporary_files, write_json
-from guardrails.versions import read_metadata, store_lock
+from guardrails.version_records import read_metadata
+from guardrails.versions import store_lock
 from guardrails.worker_process import GRACE_SECONDS, HANG_SECONDS, Action, WorkerProcess, last_log_line
 
 # How often signals are looked for: while a worker lives, and while nothing happens.
@@ -456,6 +458,7 @@ class Daemon:
         """Freeze what the run is to do. Paths in it are relative to the base dir where they lie in it."""
         paths, config = self.paths, preflight.config
         parent = read_metadata(paths, version) if version else None
+        adapter = paths.version(version) / "model" if version else None
         write_job(
             paths,
             {
@@ -468,7 +471,8 @@ class Daemon:
                 "base_model_files": preflight.fingerprint,
                 "config": config.model_dump(),
                 "parent_version": version,
-                "parent_adapter": f"models/versions/{version}/model" if version else None,
+                # After a consolidation the adapter is part of the base model: a fresh one is trained.
+                "parent_adapter": paths.relative(adapter) if adapter and not is_consolidated(adapter) else None,
                 "start_steps": parent["training_steps"] if parent else 0,
                 "start_evals": parent["total_evals"] if parent else 0,
                 **{key: getattr(config, key) for key in TRAINING_KEYS},

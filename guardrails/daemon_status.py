@@ -12,7 +12,7 @@ from guardrails.head import read_head
 from guardrails.paths import Paths
 from guardrails.queue_records import Record, processing
 from guardrails.state_io import SCHEMA_VERSION, read_json, utc_now, write_json
-from guardrails.versions import lineage
+from guardrails.version_records import lineage
 
 
 class StatusBoard:

@@ -4,15 +4,18 @@ Errors are plain ``OSError`` with the path in them, as from ``os``. Nothing here
 removed or replaced; the modules that own a folder do.
 """
 
+import contextlib
 import errno
 import fcntl
 import functools
+import itertools
 import os
 import re
 import signal
 import stat
+from collections.abc import Set
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
@@ -29,6 +32,8 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 # _IOW(0x94, 9, int) of linux/fs.h
 FICLONE = 0x40049409
+# What a write past the page cache must be a multiple of, on any disk.
+DIRECT_BYTES = 4096
 NOT_SUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 NO_REFLINK = (*NOT_SUPPORTED, errno.ENOTTY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.ETXTBSY)
 # They answer a lease request by whether the server granted one, not by who writes.
@@ -116,18 +121,11 @@ def copy_file(source: Path, target: Path, mode: int) -> str:
     Raises:
         FileExistsError: ``target`` exists; it is left as it is.
     """
-    hasher = blake3(max_threads=blake3.AUTO)
-    buffer = memoryview(bytearray(BLOCK_BYTES))
     reader = _open_regular(source)
     try:
         writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            while count := os.readv(reader, [buffer]):
-                hasher.update(buffer[:count])
-                progress.advance(count)
-                written = 0
-                while written < count:
-                    written += os.write(writer, buffer[written:count])
+            digest = _copy_bytes(reader, writer)
             os.fchmod(writer, mode)
         except BaseException:
             target.unlink(missing_ok=True)
@@ -136,7 +134,66 @@ def copy_file(source: Path, target: Path, mode: int) -> str:
             os.close(writer)
     finally:
         os.close(reader)
+    return digest
+
+
+def _copy_bytes(reader: int, writer: int) -> str:
+    """Copy all bytes between two descriptors; their BLAKE3. A large file is hashed while the disk writes.
+
+    Its blocks go past the page cache where the file system allows it: filling the cache costs more than the copy, and
+    would push out what is in use.
+    """
+    if os.fstat(reader).st_size <= BLOCK_BYTES:
+        hasher, buffer = blake3(), memoryview(bytearray(BLOCK_BYTES))
+        while count := os.readv(reader, [buffer]):
+            hasher.update(buffer[:count])
+            _write_all(writer, buffer[:count])
+        return hasher.hexdigest()
+
+    import mmap
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    # More threads for the hash would take the processor from the copying.
+    hasher = blake3(max_threads=1)
+    # Anonymous maps, because they begin at the start of a page.
+    blocks = [memoryview(mmap.mmap(-1, BLOCK_BYTES)) for _ in range(3)]
+    hashed: list[Future[Any] | None] = [None] * len(blocks)
+    _set_direct(writer, True)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        for index in itertools.cycle(range(len(blocks))):
+            if (previous := hashed[index]) is not None:
+                previous.result()
+            count = os.readv(reader, [blocks[index]])
+            if count == 0:
+                break
+            hashed[index] = pool.submit(hasher.update, blocks[index][:count])
+            if count % DIRECT_BYTES:
+                _set_direct(writer, False)
+            _write_all(writer, blocks[index][:count])
     return hasher.hexdigest()
+
+
+def _write_all(descriptor: int, block: memoryview) -> None:
+    written = 0
+    while written < len(block):
+        try:
+            written += os.write(descriptor, block[written:])
+        except OSError as error:
+            # Some file systems take the flag and refuse the write.
+            if error.errno != errno.EINVAL or not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+                raise
+            _set_direct(descriptor, False)
+        else:
+            if written % DIRECT_BYTES:
+                _set_direct(descriptor, False)
+    progress.advance(written)
+
+
+def _set_direct(descriptor: int, on: bool) -> None:
+    """Have writes go past the page cache, where the file system can, or no more."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
 
 
 def try_reflink(source: Path, target: Path, mode: int = 0o644) -> bool:
@@ -165,6 +222,15 @@ def try_reflink(source: Path, target: Path, mode: int = 0o644) -> bool:
     return True
 
 
+def can_reflink(file: Path, folder: Path) -> bool:
+    """Whether a copy of ``file`` in ``folder`` can share its blocks; tried out."""
+    probe = folder / f"reflink.tmp-{os.getpid()}-{os.urandom(4).hex()}"
+    if not try_reflink(file, probe):
+        return False
+    probe.unlink()
+    return True
+
+
 def _open_regular(path: Path) -> int:
     """A descriptor for reading, never of a symlink, and never waiting for a pipe's other end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -174,18 +240,26 @@ def _open_regular(path: Path) -> int:
     return descriptor
 
 
-def copy_tree(source: Path, target: Path, *, file_mode: int, folder_mode: int, independent: bool) -> list[FileEntry]:
+def copy_tree(
+    source: Path,
+    target: Path,
+    *,
+    file_mode: int,
+    folder_mode: int,
+    independent: bool = False,
+    leave_out: Set[str] = frozenset(),
+) -> list[FileEntry]:
     """Make ``target`` a durable copy of ``source``; its manifest, sorted by path.
 
-    Files share blocks with the source where the file system can, unless ``independent``: then every
-    byte is written anew. The hashes are of the bytes that went into the copy, whatever happens to the
-    source meanwhile. When it fails, the partial ``target`` is the caller's to remove.
+    Files share blocks with the source where the file system can, unless ``independent``: then every byte is written
+    anew. Files in ``leave_out`` are not copied. The hashes are of the bytes that went into the copy, whatever happens
+    to the source meanwhile. When it fails, the partial ``target`` is the caller's to remove.
 
     Raises:
         FileExistsError: ``target`` exists.
         IntegrityError: something in ``source`` is neither a regular file nor a folder.
     """
-    files = list_files(source)
+    files = [path for path in list_files(source) if path not in leave_out]
     target.mkdir()
     for folder in _list_folders(source):
         (target / folder).mkdir()

@@ -303,7 +303,7 @@ def _saved(facts: Facts) -> Iterator[Finding]:
             yield Finding(f"version-damaged:{version.id}", "backup", "critical", message, hint)
     for backup in facts.backups:
         if backup.problems:
-            hint = command(facts, "backup_manager.py", "verify", backup.id)
+            hint = command(facts, "model_versioner.py", "repair")
             message = f"backup {backup.id} is damaged: {first_of(backup.problems)}"
             yield Finding(f"backup-damaged:{backup.id}", "backup", "warning", message, hint)
 

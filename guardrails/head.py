@@ -4,14 +4,17 @@ import functools
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
+from guardrails.config import LOCKED_KEYS
+from guardrails.config_lock import read_lock_file
 from guardrails.errors import OperationError
-from guardrails.manifest import find_damage, list_files
+from guardrails.manifest import find_damage, hash_file, list_files
 from guardrails.paths import Paths
-from guardrails.signature import STAMP_GRANULARITY_NS, take_signature
+from guardrails.signature import FINE_GRANULARITY_NS, Signature, settles_at, take_signature
 from guardrails.state_io import SCHEMA_VERSION, read_json, write_json
-from guardrails.versions import is_kept, list_version_ids, read_metadata, trained_contents, version_number
+from guardrails.version_records import is_kept, list_version_ids, read_metadata, trained_contents, version_number
 
 Condition = Literal["absent", "version", "changed"]
 HEAD_KEYS = {
@@ -52,6 +55,23 @@ def read_head(paths: Paths) -> dict[str, Any]:
     return {**EMPTY_HEAD, "version": next(equal, ids[0])}
 
 
+def read_lock(paths: Paths) -> dict[str, Any] | None:
+    """The config lock; where its file is gone, what the head version was trained with. None before any training.
+
+    Raises:
+        DamagedStateError: the lock, the head or its version cannot be read.
+    """
+    lock = read_lock_file(paths)
+    head = read_head(paths)["version"] if lock is None else None
+    if head is None or not paths.version(head).is_dir():
+        return lock
+    metadata = read_metadata(paths, head)
+    config, fingerprint = metadata.get("config"), metadata.get("base_model_fingerprint")
+    if not config or not fingerprint:
+        return None
+    return {"locked": {key: config.get(key) for key in LOCKED_KEYS}, "base_model_fingerprint": fingerprint}
+
+
 def write_head(paths: Paths, head: dict[str, Any]) -> None:
     write_json(paths.head, {"schema_version": SCHEMA_VERSION, **head})
 
@@ -62,17 +82,30 @@ def next_number(paths: Paths, head: dict[str, Any]) -> int:
     return max(int(head["last_number"]), version_number(ids[-1]) if ids else 0) + 1
 
 
-def sign_live_model(paths: Paths) -> dict[str, Any]:
-    """The part of a head that says how ``current_model/`` looks now, while it is known to be the version."""
-    return {"signed_at_ns": time.time_ns(), "signature": take_signature(paths.current_model)}
+def sign(tree: Path) -> dict[str, Any]:
+    """The part of a head that says how ``current_model/`` looks: of a tree while it is known to be the version.
+
+    Waits until the stamps of files written just now have settled, unless the file system stamps in whole seconds.
+    """
+    signature = take_signature(tree)
+    unsettled_ns = max((settles_at(stat) for stat in signature.values()), default=0) - time.time_ns()
+    if 0 <= unsettled_ns <= FINE_GRANULARITY_NS:
+        time.sleep((unsettled_ns + 1) / 1e9)
+        signature = take_signature(tree)
+    return {"signed_at_ns": time.time_ns(), "signature": signature}
+
+
+def untouched_files(head: dict[str, Any], signature: Signature) -> set[str]:
+    """The files that are what they were when the head was signed, as their stat tells."""
+    known, signed_at_ns = head["signature"], head["signed_at_ns"]
+    return {path for path, stat in signature.items() if known.get(path) == stat and settles_at(stat) < signed_at_ns}
 
 
 def condition_of_live_model(paths: Paths, head: dict[str, Any]) -> Condition:
     """Whether ``current_model/`` is missing, is the head version byte for byte, or was changed by others.
 
-    An unchanged stat signature is believed unless the files were stamped so shortly before it was taken that
-    they may have changed again under the same stamp (git's racy rule). Else the bytes are read and, if they are
-    the version's, the signature is renewed on disk and in ``head``. For writers, under the store lock.
+    Only files whose stat does not vouch for them are read. If they are the version's all the same, the signature is
+    renewed on disk and in ``head``. For writers, under the store lock.
 
     Raises:
         IntegrityError: it holds something that cannot be saved in a version (a link, a socket).
@@ -83,13 +116,17 @@ def condition_of_live_model(paths: Paths, head: dict[str, Any]) -> Condition:
         return "absent"
     if head["version"] is None:
         return "changed"
-    now = sign_live_model(paths)
-    newest_stamp = max(stat[2] for stat in now["signature"].values())
-    if now["signature"] == head["signature"] and newest_stamp + STAMP_GRANULARITY_NS < head["signed_at_ns"]:
+    signed = sign(paths.current_model)
+    touched = signed["signature"].keys() - untouched_files(head, signed["signature"])
+    if not touched and signed["signature"].keys() == head["signature"].keys():
         return "version"
-    if find_damage(paths.current_model, read_metadata(paths, head["version"])["files"]):
+    files = {entry["path"]: entry for entry in read_metadata(paths, head["version"])["files"]}
+    sizes = {path: stat[0] for path, stat in signed["signature"].items()}
+    if sizes != {path: entry["size"] for path, entry in files.items()}:
         return "changed"
-    head.update(now)
+    if any(hash_file(paths.current_model / path) != files[path]["blake3"] for path in sorted(touched)):
+        return "changed"
+    head.update(signed)
     write_head(paths, head)
     return "version"
 

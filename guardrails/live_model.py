@@ -8,26 +8,22 @@ from typing import Any, Literal, NamedTuple
 from guardrails import signals
 from guardrails.change import INTENT_KEYS, Announce, change_to, changed_by_hand_metadata, open_store
 from guardrails.errors import BusyError, IntegrityError, OperationError
-from guardrails.filesystem import copy_tree, remove_tree, rename_noreplace
-from guardrails.head import condition_of_live_model, next_number, read_head, sign_live_model, write_head
+from guardrails.filesystem import rename_noreplace
+from guardrails.head import condition_of_live_model, next_number, read_head, sign, untouched_files, write_head
 from guardrails.locks import read_holder
 from guardrails.manifest import find_damage
 from guardrails.paths import STAGE_PREFIX, Paths
+from guardrails.preflight import refuse_torn_weights
 from guardrails.queue import finish
 from guardrails.queue_records import Record, find_states, processing, read_record
+from guardrails.removal import bring_back
+from guardrails.repair import copy_version
 from guardrails.runs import drop_run, read_job, read_outcome, remove_continuation, run_of, worker_of
+from guardrails.signature import take_signature
 from guardrails.state_io import fsync_folder, read_json, utc_now
-from guardrails.versions import (
-    LIVE_FILE_MODE,
-    LIVE_FOLDER_MODE,
-    add_version,
-    is_kept,
-    lineage,
-    list_version_ids,
-    read_metadata,
-    version_name,
-    version_number,
-)
+from guardrails.version_records import is_kept, lineage, list_version_ids, read_metadata, version_name, version_number
+from guardrails.versions import add_version
+from guardrails.writers import refuse_writers
 
 POLL_SECONDS = 0.05
 # How long a worker without a daemon may take to save its last checkpoint.
@@ -50,6 +46,10 @@ def save_version(paths: Paths, description: str, kind: Literal["manual", "snapsh
     """A version of ``current_model/`` as it is: its id (None without a model) and whether it had to be made.
 
     Needs the store lock. The version that the model equals is confirmed rather than made twice.
+
+    Raises:
+        BusyError: something writes into it; no version was made.
+        IntegrityError: a weight file in it is torn; no version was made.
     """
     head = read_head(paths)
     condition = condition_of_live_model(paths, head)
@@ -57,14 +57,28 @@ def save_version(paths: Paths, description: str, kind: Literal["manual", "snapsh
         return None, False
     if condition == "version":
         return str(head["version"]), False
+    refuse_writers(paths.current_model)
+    refuse_torn_weights(paths.current_model)
+    signed = sign(paths.current_model)
+
+    def refuse_changes() -> None:
+        refuse_writers(paths.current_model)
+        if take_signature(paths.current_model) != signed["signature"]:
+            raise BusyError(
+                f"{paths.current_model} was written to while it was saved; no version was made",
+                "wait until that is done, then run the command again",
+            )
+
     number = next_number(paths, head)
     metadata = add_version(
-        paths, number, paths.current_model, changed_by_hand_metadata(paths, head, description, kind), "copy"
+        paths,
+        number,
+        paths.current_model,
+        changed_by_hand_metadata(paths, head, description, kind),
+        "copy",
+        untouched=untouched_files(head, signed["signature"]),
+        check=refuse_changes,
     )
-    # A signature only for the bytes that were saved: somebody may have written meanwhile.
-    signed = sign_live_model(paths)
-    if find_damage(paths.current_model, metadata["files"]):
-        signed = {"signed_at_ns": 0, "signature": {}}
     changed = {"version": metadata["id"], "changed_at": utc_now(), "operation": "create", "last_number": number}
     write_head(paths, {**head, **signed, **changed})
     return str(metadata["id"]), True
@@ -150,7 +164,7 @@ def _add_published_version(paths: Paths, number: int, job: dict[str, Any], outco
         "config": job["config"],
         "libraries": outcome["libraries"],
     }
-    return add_version(paths, number, output, metadata, "link")
+    return add_version(paths, number, output, metadata, "link", files=outcome["files"])
 
 
 def finish_published_run(paths: Paths, record: Record, version: dict[str, Any]) -> None:
@@ -181,7 +195,8 @@ def restore(paths: Paths, version_id: str, announce: Announce) -> Outcome:
 
 
 def put_in_place(paths: Paths, version_id: str, announce: Announce) -> Outcome:
-    require_kept(paths, version_id)
+    if not is_kept(paths, version_id):
+        announce(f"{version_id} was removed; brought back from {bring_back(paths, version_id)}")
     head = read_head(paths)
     condition = condition_of_live_model(paths, head)
     if condition == "version" and head["version"] == version_id:
@@ -200,37 +215,23 @@ def put_in_place(paths: Paths, version_id: str, announce: Announce) -> Outcome:
     return Outcome(f"restored {version_id} in place of {replaced}", undo, version_id)
 
 
-def require_kept(paths: Paths, version_id: str) -> None:
-    """Raises OperationError if there is no such version or its model was removed."""
-    read_metadata(paths, version_id)
-    if not is_kept(paths, version_id):
-        raise OperationError(
-            f"the model of {version_id} is gone; only its metadata is kept", "choose another: model_versioner.py list"
-        )
-
-
-def copy_version(paths: Paths, version_id: str, target: Path) -> None:
+def copy_elsewhere(paths: Paths, version_id: str, target: Path, announce: Announce) -> None:
     """Put a checked, writable copy of a version into the new folder ``target``.
 
     Raises:
         OperationError: the target exists and is not empty.
-        IntegrityError: the version is damaged; the target is removed again.
+        IntegrityError: the version is damaged beyond healing; there is no target.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OperationError(f"{target} exists and is not empty", "name a new folder with --target")
-    with open_store(paths, f"copying {version_id}"):
-        require_kept(paths, version_id)
+    with open_store(paths, f"copying {version_id}", announce):
+        if not is_kept(paths, version_id):
+            announce(f"{version_id} was removed; brought back from {bring_back(paths, version_id)}")
         if target.exists():
             target.rmdir()
         target.parent.mkdir(parents=True, exist_ok=True)
         stage = target.with_name(f"{STAGE_PREFIX}{version_id}")
-        if stage.exists():
-            remove_tree(stage)
-        model = paths.version(version_id) / "model"
-        copy_tree(model, stage, file_mode=LIVE_FILE_MODE, folder_mode=LIVE_FOLDER_MODE, independent=False)
-        if problems := find_damage(stage, read_metadata(paths, version_id)["files"]):
-            remove_tree(stage)
-            raise IntegrityError(f"{version_id} is damaged: {problems[0]}", "backup_manager.py list shows its copy")
+        copy_version(paths, version_id, stage, announce)
         rename_noreplace(stage, target)
         fsync_folder(target.parent)
 
@@ -326,7 +327,8 @@ def _go_back(paths: Paths, announce: Announce) -> Outcome:
         raise OperationError("there is nothing to undo: no model and no version", "model_versioner.py list")
     if condition != "version":
         adopted = version_name(next_number(paths, head)) if condition == "changed" else None
-        require_kept(paths, before)
+        if not is_kept(paths, before):
+            bring_back(paths, before)
         change_to(paths, head, before, "rollback", announce)
         what = "the change by hand" if adopted else "the removal of current_model/"
         return Outcome(
@@ -363,7 +365,10 @@ def _before_last_change(
             f"{oldest['parent']}, which {oldest['id']} came from, is gone with its metadata",
             "backup_manager.py list, then restore its backup; or choose a version: model_versioner.py list",
         )
-    return None, restores
+    if parent is not None:
+        # None of its ancestors is kept: rather the parent from the trash or a backup than an empty model.
+        announce(f"{parent} was removed; brought back from {bring_back(paths, parent)}")
+    return parent, restores
 
 
 def _daemon_state(paths: Paths) -> str | None:

@@ -1,7 +1,7 @@
 """What a tree of files holds: sizes, BLAKE3 hashes, and stat signatures that spare reading them again."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypedDict
 
@@ -13,6 +13,7 @@ from guardrails.signature import Signature, take_signature
 
 __all__ = [
     "FileEntry",
+    "KnownHashes",
     "Signature",
     "find_damage",
     "hash_file",
@@ -78,18 +79,32 @@ def list_files(root: Path) -> list[str]:
     return sorted(found)
 
 
-def make_manifest(root: Path, *, from_disk: bool = False) -> list[FileEntry]:
+def make_manifest(root: Path) -> list[FileEntry]:
     """Path, size and hash of every file below ``root``, sorted by path."""
     return [
-        {"path": path, "size": (root / path).stat().st_size, "blake3": hash_file(root / path, from_disk=from_disk)}
+        {"path": path, "size": (root / path).stat().st_size, "blake3": hash_file(root / path)}
         for path in list_files(root)
     ]
 
 
-def find_damage(root: Path, files: Iterable[FileEntry], *, from_disk: bool = False, hashes: bool = True) -> list[str]:
+class KnownHashes:
+    """BLAKE3 of files as the disk holds them, each inode read once: versions share unchanged files."""
+
+    def __init__(self) -> None:
+        self._by_inode: dict[tuple[int, int, int, int], str] = {}
+
+    def __call__(self, path: Path) -> str:
+        status = path.stat()
+        key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+        if key not in self._by_inode:
+            self._by_inode[key] = hash_file(path, from_disk=True)
+        return self._by_inode[key]
+
+
+def find_damage(root: Path, files: Iterable[FileEntry], *, hash_of: Callable[[Path], str] = hash_file) -> list[str]:
     """What in ``root`` differs from its manifest, one sentence a file; empty when all is as recorded.
 
-    ``hashes=False`` compares names and sizes only. Files that the manifest does not name count.
+    Files that the manifest does not name count.
     """
     problems: list[str] = []
     expected = {entry["path"]: entry for entry in files}
@@ -107,7 +122,7 @@ def find_damage(root: Path, files: Iterable[FileEntry], *, from_disk: bool = Fal
             size = (root / path).stat().st_size
             if size != entry["size"]:
                 problems.append(f"{root / path} has {size} bytes instead of {entry['size']}")
-            elif hashes and hash_file(root / path, from_disk=from_disk) != entry["blake3"]:
+            elif hash_of(root / path) != entry["blake3"]:
                 problems.append(f"{root / path} has other bytes than were saved")
         except OSError as error:
             problems.append(f"{root / path} cannot be read: {error.strerror}")

@@ -6,22 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from guardrails.backups import BackupType, add_backup, backups_folder, read_backup
-from guardrails.change import Announce, changed_by_hand_metadata, discard, open_store
+from guardrails.change import Announce, changed_by_hand_metadata, open_store
 from guardrails.errors import DamagedStateError, IntegrityError, OperationError
 from guardrails.filesystem import copy_tree, remove_tree, rename_noreplace
 from guardrails.head import condition_of_live_model, next_number, read_head
 from guardrails.live_model import Outcome, finish_completed_run, put_in_place, refuse_while_training
-from guardrails.manifest import find_damage
+from guardrails.manifest import KnownHashes, find_damage
 from guardrails.paths import STAGE_PREFIX, Paths
 from guardrails.state_io import fsync_folder, set_aside, write_json
-from guardrails.versions import (
-    LIVE_FILE_MODE,
-    LIVE_FOLDER_MODE,
-    add_version,
-    is_kept,
-    put_version_back,
-    read_metadata,
-)
+from guardrails.trash import discard
+from guardrails.version_records import is_kept, read_metadata
+from guardrails.versions import LIVE_FILE_MODE, LIVE_FOLDER_MODE, add_version, put_version_back
 
 
 def require_backups_folder(paths: Paths) -> Path:
@@ -101,7 +96,7 @@ def restore_backup(paths: Paths, backup_id: str, target: Path | None, announce: 
             f"put it into a new folder: backup_manager.py restore {backup_id} TARGET",
         )
     with open_store(paths, f"restoring {backup_id}", announce):
-        if problems := find_damage(tree, metadata["files"], from_disk=True):
+        if problems := find_damage(tree, metadata["files"], hash_of=KnownHashes()):
             raise IntegrityError(f"{backup_id} is damaged: {problems[0]}", "backup_manager.py list shows the others")
         if target is not None:
             if target.exists():
@@ -171,10 +166,10 @@ def put_copy(paths: Paths, metadata: dict[str, Any], tree: Path, target: Path) -
     stage = target.with_name(f"{STAGE_PREFIX}{metadata['id']}")
     if stage.exists():
         remove_tree(stage)
-    copy_tree(tree, stage, file_mode=LIVE_FILE_MODE, folder_mode=LIVE_FOLDER_MODE, independent=False)
+    copy_tree(tree, stage, file_mode=LIVE_FILE_MODE, folder_mode=LIVE_FOLDER_MODE)
     complete = stage / tree_file(metadata) if metadata["single_file"] else stage
     if target.exists():
-        discard(paths, target)
+        discard(paths, target, f"{metadata['id']} was put in its place")
     rename_noreplace(complete, target)
     if stage.exists():
         remove_tree(stage)

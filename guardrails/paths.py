@@ -39,12 +39,15 @@ class Paths:
         self.head = self.models / "head.json"
         self.intent = self.models / "intent.json"
         self.versions = self.models / "versions"
+        self.version_index = self.models / "version_index.jsonl"
         self.retired = self.models / "retired"
         self.retired_model = self.retired / "model"
         self.backups = self.models / "backups"
         self.trash = self.models / "trash"
         self.consolidated_models = base_dir / "consolidated_models"
         self.logs = base_dir / "logs"
+        self.remotes = self.status / "remotes.json"
+        self.incoming = self.models / "incoming"
 
     def queue_folder(self, state: str) -> Path:
         """The folder of data files in ``state``, one of ``QUEUE_STATES``."""

@@ -6,55 +6,41 @@ The rows of the data file are checked by the worker, which has the tokenizer.
 import json
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from guardrails.config import LOCKED_KEYS, Config, load_config
+from guardrails.config import load_config
 from guardrails.config_lock import (
     Fingerprint,
     base_model_folder,
     check_lock,
     fingerprint_base_model,
-    read_lock_file,
 )
 from guardrails.errors import ConfigError, DiskSpaceError, IntegrityError
 from guardrails.filesystem import free_bytes
-from guardrails.head import check_live_folder, read_head
+from guardrails.head import check_live_folder, read_lock
 from guardrails.manifest import list_files
 from guardrails.paths import Paths
 from guardrails.signature import take_signature
-from guardrails.versions import read_metadata
+
+if TYPE_CHECKING:
+    from guardrails.settings import Config
 
 # Output, version, current_model/, backup and two checkpoints with the optimizer's two moments in fp32.
 ADAPTER_COPIES = 12
 # Log, metrics, state files and the encoded rows of a small file.
 SPARE_BYTES = 32 << 20
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+# Stands in a tree whose adapter is part of the base model; the next training starts a fresh one.
+CONSOLIDATION_FILE = "consolidation.json"
 
 
 class Preflight(NamedTuple):
     """What a passed pre-flight found out."""
 
-    config: Config
+    config: "Config"
     fingerprint: Fingerprint
     base_model: Path
     is_locked: bool
-
-
-def read_lock(paths: Paths) -> dict[str, Any] | None:
-    """The config lock; where its file is gone, what the head version was trained with. None before any training.
-
-    Raises:
-        DamagedStateError: the lock, the head or its version cannot be read.
-    """
-    lock = read_lock_file(paths)
-    head = read_head(paths)["version"] if lock is None else None
-    if head is None:
-        return lock
-    metadata = read_metadata(paths, head)
-    config, fingerprint = metadata.get("config"), metadata.get("base_model_fingerprint")
-    if not config or not fingerprint:
-        return None
-    return {"locked": {key: config.get(key) for key in LOCKED_KEYS}, "base_model_fingerprint": fingerprint}
 
 
 def check_before_training(paths: Paths, *, data_bytes: int = 0, remember: bool = True) -> Preflight:
@@ -79,13 +65,20 @@ def check_before_training(paths: Paths, *, data_bytes: int = 0, remember: bool =
             "put it there, or: training_controller.py config set validation_file null",
         )
     check_live_folder(paths)
-    if paths.current_model.is_dir() and list_files(paths.current_model):
-        check_adapter(paths.current_model, config)
+    live = paths.current_model
+    if live.is_dir() and list_files(live) and not is_consolidated(live):
+        check_adapter(live, config)
     _check_disk(paths, data_bytes)
     return Preflight(config, fingerprint, folder, paths.config_lock.exists())
 
 
-def check_adapter(folder: Path, config: Config) -> None:
+def is_consolidated(folder: Path) -> bool:
+    """Whether a tree says that its adapter was merged into the base model, and holds no other."""
+    present = {name for name in (*ADAPTER_FILES, CONSOLIDATION_FILE) if (folder / name).is_file()}
+    return present == {CONSOLIDATION_FILE}
+
+
+def check_adapter(folder: Path, config: "Config") -> None:
     """That ``folder`` holds a complete adapter of the configured shape.
 
     Raises:
@@ -125,28 +118,57 @@ def _read_adapter_config(folder: Path) -> dict[str, Any]:
 def check_safetensors(path: Path) -> None:
     """That a safetensors file is as long as its header says.
 
-    Source: the format's description, 8 bytes of header length, a JSON header with data offsets, the data.
-
     Raises:
         IntegrityError: missing, torn, or not a safetensors file.
     """
     hint = "model_versioner.py rollback goes back to the version it came from"
     try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            header_bytes = struct.unpack("<Q", file.read(8))[0]
-            if header_bytes > size - 8:
-                raise ValueError("its header is cut off")
-            header = json.loads(file.read(header_bytes))
-        data_end = max(
-            (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0
-        )
-        if size != 8 + header_bytes + data_end:
-            raise ValueError(f"{size} bytes instead of {8 + header_bytes + data_end}")
+        size, expected = path.stat().st_size, _read_safetensors_size(path)
     except FileNotFoundError:
         raise IntegrityError(f"{path} is missing", hint) from None
-    except (ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise IntegrityError(f"{path} is damaged: {error}", hint) from error
+    if size != expected:
+        raise IntegrityError(f"{path} is damaged: {size} bytes instead of {expected}", hint)
+
+
+def refuse_torn_weights(root: Path) -> None:
+    """That no safetensors file below ``root`` ends before its header says; any other file counts as what it is.
+
+    Raises:
+        IntegrityError: one does, as a write that was cut short leaves it.
+    """
+    for path in (root / name for name in list_files(root) if name.endswith(".safetensors")):
+        try:
+            size, expected = path.stat().st_size, _read_safetensors_size(path)
+        except ValueError:
+            continue
+        if size < expected:
+            raise IntegrityError(
+                f"{path} is torn: {size} bytes instead of {expected}",
+                "write it again in full; model_versioner.py rollback goes back to the version before",
+            )
+
+
+def _read_safetensors_size(path: Path) -> int:
+    """How long a safetensors file should be, in bytes.
+
+    Source: the format's description, 8 bytes of header length, a JSON header with data offsets, the data.
+
+    Raises:
+        ValueError: its beginning is not that of a safetensors file.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+        header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 0 < header_bytes <= path.stat().st_size - 8:
+            raise ValueError("its header is cut off")
+        try:
+            header = json.loads(file.read(header_bytes))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            return 8 + int(header_bytes) + max(ends, default=0)
+        except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            raise ValueError("its header is not that of a safetensors file") from error
 
 
 def _check_disk(paths: Paths, data_bytes: int) -> None:

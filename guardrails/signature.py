@@ -9,9 +9,20 @@ import stat
 # size, mtime_ns, ctime_ns and inode of each file, by relative path
 Signature = dict[str, list[int]]
 
-# The coarsest stamps in use: two seconds on FAT and old NFS. A file stamped this shortly before its signature was
-# taken may have changed again under the same stamp.
-STAMP_GRANULARITY_NS = 2_000_000_000
+SECOND_NS = 1_000_000_000
+# A file stamped this shortly before its signature was taken may have changed again under the same stamp: kernels stamp
+# in ticks of at most 10 ms; FAT and old NFS in whole seconds, two at worst.
+FINE_GRANULARITY_NS = 50_000_000
+COARSE_GRANULARITY_NS = 2 * SECOND_NS
+
+
+def settles_at(stat: list[int]) -> int:
+    """From when on, in ns since the epoch, a further change of a file with this stat shows in its stat.
+
+    Source: git's rule for racily clean entries.
+    """
+    changed_ns = stat[2]
+    return changed_ns + (FINE_GRANULARITY_NS if changed_ns % SECOND_NS else COARSE_GRANULARITY_NS)
 
 
 def take_signature(root: str | os.PathLike[str]) -> Signature:

@@ -48,13 +48,13 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str, mode: int = 0o644) -> None:
+def write_text(path: Path, text: str, mode: int = 0o644, *, through: Path | None = None) -> None:
     """Replace ``path`` durably and in one step; a kill leaves the old file or the new one.
 
-    A temporary file that a kill leaves behind is removed by the next ``write_text`` of the folder's
-    owner through ``remove_temporary_files``.
+    The temporary file is made beside it, or in the folder ``through`` of the same file system. One that a kill
+    leaves behind is removed by the folder's owner through ``remove_temporary_files``.
     """
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}-{os.urandom(4).hex()}")
+    temporary = (through or path.parent) / f"{path.name}.tmp-{os.getpid()}-{os.urandom(4).hex()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -68,9 +68,9 @@ def write_text(path: Path, text: str, mode: int = 0o644) -> None:
     fsync_folder(path.parent)
 
 
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
+def write_json(path: Path, document: Mapping[str, Any], *, through: Path | None = None) -> None:
     """Replace a state file durably and in one step."""
-    write_text(path, dump_json(document) + "\n")
+    write_text(path, dump_json(document) + "\n", through=through)
 
 
 def read_json(path: Path, required: Mapping[str, Any] = NOTHING) -> dict[str, Any] | None:

@@ -3,26 +3,36 @@
 Everything that writes here is called under the store lock (``.locks/store.lock``).
 """
 
+import contextlib
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from guardrails.errors import DamagedStateError, OperationError
-from guardrails.filesystem import apply_modes, copy_tree, remove_tree, rename_noreplace, sync_filesystem
+from guardrails.errors import GuardrailsError
+from guardrails.filesystem import (
+    apply_modes,
+    copy_file,
+    copy_tree,
+    is_being_written,
+    remove_tree,
+    rename_noreplace,
+    sync_filesystem,
+)
 from guardrails.locks import FileLock
-from guardrails.manifest import list_files, make_manifest, total_size
-from guardrails.paths import STAGE_PREFIX, VERSION_ID, Paths
-from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, remove_temporary_files, utc_now, write_json
+from guardrails.manifest import FileEntry, list_files, make_manifest, total_size
+from guardrails.paths import STAGE_PREFIX, Paths
+from guardrails.state_io import SCHEMA_VERSION, fsync_folder, remove_temporary_files, utc_now, write_json
+from guardrails.version_records import read_metadata, remember_versions, version_name
 
 FILE_MODE, FOLDER_MODE = 0o444, 0o555
-METADATA_KEYS = {
-    **dict.fromkeys(("id", "kind", "description", "created_at"), str),
-    **dict.fromkeys(("parent", "run_id"), str | None),
-    **dict.fromkeys(("training_steps", "run_steps", "total_evals", "size"), int),
-    **dict.fromkeys(("data", "files"), list),
-}
 LIVE_FILE_MODE, LIVE_FOLDER_MODE = 0o644, 0o755
+# A folder beside a version or backup whose tree is writable for a moment.
+UNLOCKED_PREFIX = f"{STAGE_PREFIX}unlocked-"
+# A file that is about to take the place of the one whose name it begins with.
+SHARED_SUFFIX = ".stage-shared"
 
 
 def store_lock(paths: Paths) -> FileLock:
@@ -30,100 +40,55 @@ def store_lock(paths: Paths) -> FileLock:
     return FileLock(paths.locks / "store.lock")
 
 
-def version_number(version_id: str) -> int:
-    match = VERSION_ID.fullmatch(version_id)
-    return int(match[1]) if match else 0
-
-
-def version_name(number: int) -> str:
-    return f"v{number:03d}"
-
-
-def list_version_ids(paths: Paths) -> list[str]:
-    """Ids of all versions, tombstones of removed ones included, oldest first."""
-    try:
-        names = os.listdir(paths.versions)
-    except FileNotFoundError:
-        return []
-    return sorted((name for name in names if VERSION_ID.fullmatch(name)), key=version_number)
-
-
-def is_kept(paths: Paths, version_id: str) -> bool:
-    """Whether the version still has its model, that is, is no tombstone."""
-    return (paths.version(version_id) / "model").is_dir()
-
-
-def read_metadata(paths: Paths, version_id: str) -> dict[str, Any]:
-    """The metadata of a version, tombstone or not.
-
-    Raises:
-        OperationError: there is no such version.
-        DamagedStateError: its metadata is missing or unreadable.
-    """
-    metadata = read_json(paths.version(version_id) / "metadata.json", METADATA_KEYS)
-    if metadata is not None:
-        return metadata
-    if VERSION_ID.fullmatch(version_id) and paths.version(version_id).is_dir():
-        raise DamagedStateError(
-            f"{paths.version(version_id) / 'metadata.json'} is missing",
-            f"put it back from its backup: backup_manager.py list, then look for {version_id}",
-        )
-    raise OperationError(f"there is no version {version_id!r}", "model_versioner.py list shows what there is")
-
-
-def parse_version_id(paths: Paths, text: str) -> str:
-    """The id of an existing version as a person may write it: ``v003``, ``3`` or ``models/versions/v003/``.
-
-    Raises:
-        OperationError: there is no such version.
-    """
-    name = os.path.basename(text.rstrip("/"))
-    if name.isdigit():
-        name = version_name(int(name))
-    if not VERSION_ID.fullmatch(name) or not paths.version(name).is_dir():
-        raise OperationError(f"there is no version {text!r}", "model_versioner.py list shows what there is")
-    return name
-
-
-def lineage(paths: Paths, version_id: str | None) -> Iterator[dict[str, Any]]:
-    """Metadata of the version and of its ancestors, newest first; removed ones as far as their metadata is kept.
-
-    It ends before an ancestor whose very folder is gone.
-    """
-    seen: set[str] = set()
-    while version_id is not None and version_id not in seen and paths.version(version_id).is_dir():
-        seen.add(version_id)
-        metadata = read_metadata(paths, version_id)
-        yield metadata
-        version_id = metadata["parent"]
-
-
 def add_version(
-    paths: Paths, number: int, source: Path, metadata: dict[str, Any], how: Literal["copy", "link", "move"]
+    paths: Paths,
+    number: int,
+    source: Path,
+    metadata: dict[str, Any],
+    how: Literal["copy", "link", "move"],
+    *,
+    files: list[FileEntry] | None = None,
+    untouched: Set[str] = frozenset(),
+    check: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Save the tree ``source`` as version ``number``, complete and durable before its name exists; return its metadata.
 
-    ``link`` shares the files of a finished run, which nothing writes to any more; ``move`` takes the tree itself and
-    is for callers with an intent record. ``metadata`` lacks what is found out here: id, created_at, size and files.
+    ``link`` shares the files of a finished run, which nothing writes to any more; ``move`` takes the files themselves
+    and is for callers with an intent record. Files that the parent in ``metadata`` holds too are shared with it;
+    ``untouched`` names those of which that is known without reading them, ``files`` is the manifest of a source that
+    was just read. ``check`` may raise when all was copied: no
+    version is made then. ``metadata`` lacks what is found out here: id, created_at, size and files.
     Going on after a kill: a version that is there already is returned as it is.
     """
     version_id = version_name(number)
     final, stage = paths.version(version_id), paths.versions / f"{STAGE_PREFIX}{version_id}"
     if final.is_dir():
         return read_metadata(paths, version_id)
+    remember_versions(paths)
     model = stage / "model"
+    parent = _SharedFiles(paths, metadata["parent"])
     if how == "move":
         stage.mkdir(parents=True, exist_ok=True)
         remove_temporary_files(stage)
-        if not model.exists():
-            source.rename(model)
+        _take_files(source, model)
+        files = make_manifest(model)
     else:
         if stage.exists():
             remove_tree(stage)
         stage.mkdir(parents=True)
-        if how == "copy" or not _link_tree(source, model):
-            copy_tree(source, model, file_mode=FILE_MODE, folder_mode=FOLDER_MODE, independent=False)
-    files = make_manifest(model)
+        untouched = parent.holds(untouched)
+        if how == "link" and _link_tree(source, model):
+            files = files or make_manifest(model)
+        else:
+            files = copy_tree(source, model, file_mode=FILE_MODE, folder_mode=LIVE_FOLDER_MODE, leave_out=untouched)
+        files = sorted([*files, *parent.put(untouched, model)], key=lambda entry: entry["path"])
+    if check is not None:
+        try:
+            check()
+        except BaseException:
+            remove_tree(stage)
+            raise
+    parent.replace_equal(model, files)
     apply_modes(model, FILE_MODE, FOLDER_MODE)
     complete = {
         "schema_version": SCHEMA_VERSION,
@@ -140,41 +105,157 @@ def add_version(
     return complete
 
 
+class _SharedFiles:
+    """The files of a version that the next one can share by hard link; none where it is gone or cannot be read."""
+
+    def __init__(self, paths: Paths, version_id: str | None) -> None:
+        self.model = paths.version(version_id or "") / "model"
+        self.entries: dict[str, FileEntry] = {}
+        if version_id is not None and self.model.is_dir():
+            with contextlib.suppress(GuardrailsError):
+                self.entries = {entry["path"]: entry for entry in read_metadata(paths, version_id)["files"]}
+
+    def holds(self, names: Set[str]) -> set[str]:
+        """Those of the names whose file is there and as long as it should be."""
+        return {name for name in names & self.entries.keys() if self._is_there(name)}
+
+    def _is_there(self, name: str) -> bool:
+        try:
+            return (self.model / name).stat().st_size == self.entries[name]["size"]
+        except OSError:
+            return False
+
+    def put(self, names: Set[str], model: Path) -> list[FileEntry]:
+        """Add the named files to a tree that lacks them; their entries."""
+        for name in names:
+            (model / name).parent.mkdir(parents=True, exist_ok=True)
+            if not _try_link(self.model / name, model / name):
+                copy_file(self.model / name, model / name, FILE_MODE)
+        return [self.entries[name] for name in names]
+
+    def replace_equal(self, model: Path, files: list[FileEntry]) -> None:
+        """Share those files of a tree that turned out to have the same bytes."""
+        for entry in files:
+            mine, own = self.model / entry["path"], model / entry["path"]
+            if self.entries.get(entry["path"]) != entry or not self._is_there(entry["path"]) or own.samefile(mine):
+                continue
+            beside = own.with_name(f"{own.name}{SHARED_SUFFIX}")
+            beside.unlink(missing_ok=True)
+            if _try_link(mine, beside):
+                beside.rename(own)
+
+
+def _try_link(source: Path, target: Path) -> bool:
+    """Whether ``target`` could be made another name of ``source``."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        # Too many links, no links here, or files of another user.
+        if error.errno in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV):
+            return False
+        raise
+    return True
+
+
+def _take_files(source: Path, model: Path) -> None:
+    """Move the files of ``source`` into ``model``; going on after a kill.
+
+    What a process still writes to, or has under another name, is copied: only the copy's bytes stay as they are.
+    """
+    model.mkdir(exist_ok=True)
+    # A kill may have come when the tree was read-only already.
+    for folder, _, _ in os.walk(model):
+        os.chmod(folder, LIVE_FOLDER_MODE)
+    for path in list_files(source):
+        (model / path).parent.mkdir(parents=True, exist_ok=True)
+        (source / path).rename(model / path)
+    # Only now, when nobody finds them under their old names any more.
+    for path in list_files(model):
+        file = model / path
+        if path.endswith(SHARED_SUFFIX):
+            file.unlink()
+        elif file.stat().st_nlink > 1 or is_being_written(file):
+            beside = file.with_name(f"{file.name}{SHARED_SUFFIX}")
+            copy_file(file, beside, FILE_MODE)
+            beside.rename(file)
+
+
 def put_version_back(paths: Paths, metadata: dict[str, Any], tree: Path) -> None:
     """Make a version that is gone again, from its metadata and a good copy of its tree; a tombstone gets its model."""
+    metadata = {key: value for key, value in metadata.items() if key != "removed_at"}
     final = paths.version(metadata["id"])
     stage = paths.versions / f"{STAGE_PREFIX}{metadata['id']}"
     if stage.exists():
         remove_tree(stage)
     stage.mkdir(parents=True)
-    copy_tree(tree, stage / "model", file_mode=FILE_MODE, folder_mode=FOLDER_MODE, independent=False)
+    copy_tree(tree, stage / "model", file_mode=FILE_MODE, folder_mode=FOLDER_MODE)
     write_json(stage / "metadata.json", metadata)
     sync_filesystem(stage)
     if final.is_dir():
-        # A folder is moved to another parent only by who may write to it.
-        (stage / "model").chmod(LIVE_FOLDER_MODE)
-        rename_noreplace(stage / "model", final / "model")
-        (final / "model").chmod(FOLDER_MODE)
-        fsync_folder(final)
+        put_model_back(paths, metadata, stage / "model")
         remove_tree(stage)
     else:
         rename_noreplace(stage, final)
     fsync_folder(paths.versions)
 
 
+def adopt_version(paths: Paths, metadata: dict[str, Any], folder: Path) -> None:
+    """Give a version its name: ``folder`` holds metadata and model, whole and durable; a tombstone gets its model."""
+    if paths.version(metadata["id"]).is_dir():
+        put_model_back(paths, metadata, folder / "model")
+    else:
+        paths.versions.mkdir(exist_ok=True)
+        rename_noreplace(folder, paths.version(metadata["id"]))
+    fsync_folder(paths.versions)
+
+
+def put_model_back(paths: Paths, metadata: dict[str, Any], tree: Path) -> None:
+    """Move ``tree`` to where a tombstone lacks its model."""
+    final = paths.version(metadata["id"])
+    with unlocked(final):
+        # A folder is moved to another parent only by who may write to it.
+        tree.chmod(LIVE_FOLDER_MODE)
+        rename_noreplace(tree, final / "model")
+    write_metadata(paths, metadata)
+
+
+def write_metadata(paths: Paths, metadata: dict[str, Any]) -> None:
+    """Replace the metadata of a version that is there."""
+    write_json(paths.version(metadata["id"]) / "metadata.json", metadata, through=paths.versions)
+
+
+@contextmanager
+def unlocked(saved: Path) -> Iterator[Path]:
+    """The read-only tree of a version or backup can be written to meanwhile; yields a folder to make files in.
+
+    After a kill the next writing command locks it again.
+    """
+    staging = saved.with_name(f"{UNLOCKED_PREFIX}{saved.name}")
+    staging.mkdir(exist_ok=True)
+    fsync_folder(staging.parent)
+    for folder, _, _ in os.walk(saved / "model"):
+        os.chmod(folder, LIVE_FOLDER_MODE)
+    try:
+        yield staging
+    finally:
+        lock_again(staging)
+
+
+def lock_again(staging: Path) -> None:
+    """End what ``unlocked`` began."""
+    model = staging.with_name(staging.name.removeprefix(UNLOCKED_PREFIX)) / "model"
+    if model.is_dir():
+        apply_modes(model, FILE_MODE, FOLDER_MODE)
+        fsync_folder(model.parent)
+    remove_tree(staging)
+
+
 def _link_tree(source: Path, target: Path) -> bool:
     """Whether ``target`` could be made of hard links to the files of ``source``."""
     target.mkdir()
-    try:
-        for path in list_files(source):
-            (target / path).parent.mkdir(parents=True, exist_ok=True)
-            os.link(source / path, target / path)
-    except OSError:
-        remove_tree(target)
-        return False
+    for path in list_files(source):
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        if not _try_link(source / path, target / path):
+            remove_tree(target)
+            return False
     return True
-
-
-def trained_contents(paths: Paths, version_id: str | None) -> dict[str, str]:
-    """Which version in the ancestry of ``version_id``, itself included, was trained on which content (BLAKE3)."""
-    return {data["blake3"]: metadata["id"] for metadata in lineage(paths, version_id) for data in metadata["data"]}

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from guardrails.locks import FileLock
 from guardrails.paths import CODE_DIR
 from tests.box import Box
+from tests.warm import Warm
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +36,19 @@ def box(tmp_path: Path, tiny_model: Path) -> Iterator[Box]:
     box = Box(tmp_path / "base", tiny_model)
     yield box
     box.close()
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """A folder that nobody can write to as well; pytest's own are closed to others."""
+    folder = Path(tempfile.mkdtemp(prefix="guardrails-"))
+    folder.chmod(0o777)
+    yield folder
+    subprocess.run(["rm", "-rf", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """A process that runs the scripts without starting Python for each."""
+    with Warm() as warm:
+        yield warm

@@ -1,8 +1,11 @@
 """Other processes for tests: unprivileged ones, and ones that are killed or failed at a given system call."""
 
+import contextlib
 import functools
 import os
+import pty
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -31,6 +34,25 @@ def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
+def type_at_terminal(command: Sequence[str], text: str, environment: dict[str, str]) -> tuple[int, str]:
+    """Run a command on a pseudo-terminal, type a line at its question; exit code and what it showed."""
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        command, env=environment, stdin=follower, stdout=follower, stderr=follower, start_new_session=True
+    )
+    os.close(follower)
+    shown = b""
+    answered = False
+    with contextlib.suppress(OSError):  # the other end is closed
+        while select.select([leader], [], [], 90)[0] and (chunk := os.read(leader, 4096)):
+            shown += chunk
+            if not answered and b"Type " in shown:
+                os.write(leader, f"{text}\n".encode())
+                answered = True
+    os.close(leader)
+    return process.wait(30), shown.decode()
+
+
 def run_python(code: str, *arguments: str | Path, under: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """Run ``code`` in a fresh process with the toolkit importable, started by the command ``under``."""
     command = [*under, sys.executable, "-c", code, *map(str, arguments)]
@@ -53,12 +75,14 @@ def _python_for_all() -> str | None:
     return None
 
 
-def _start_as_nobody(python: str, code: str, arguments: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
-    environment = {"PYTHONPATH": f"{CODE_DIR}:{SITE_PACKAGES}", "PYTHONDONTWRITEBYTECODE": "1"}
+def _start_as_nobody(
+    python: str, code: str, arguments: Sequence[str | Path], seconds: float = 60
+) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.defpath, "PYTHONPATH": f"{CODE_DIR}:{SITE_PACKAGES}", "PYTHONDONTWRITEBYTECODE": "1"}
     identity = {"user": UNPRIVILEGED, "group": "nogroup", "extra_groups": []} if os.getuid() == 0 else {}
     command = [python, "-c", code, *map(str, arguments)]
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
-        command, capture_output=True, text=True, env=environment, cwd="/", timeout=60, check=False, **identity
+        command, capture_output=True, text=True, env=environment, cwd="/", timeout=seconds, check=False, **identity
     )
 
 
@@ -69,6 +93,18 @@ def run_unprivileged(code: str, *arguments: str | Path) -> None:
         pytest.skip("no Python here that an unprivileged user can start")
     done = _start_as_nobody(python, code, arguments)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def run_tests_unprivileged(folder: Path, *arguments: str) -> None:
+    """Run tests as a user who is not root, with ``folder`` for their files; all must pass and none be skipped."""
+    python = _python_for_all()
+    if python is None or os.getuid() != 0:
+        pytest.skip("no second user, or no Python that he can start")
+    code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    files = ["-c", str(CODE_DIR / "pyproject.toml"), "-p", "no:cacheprovider", "--basetemp", str(folder / "tests")]
+    done = _start_as_nobody(python, code, [*files, "-q", "--tb=short", *arguments], seconds=3600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "skipped" not in done.stdout, done.stdout
 
 
 def strace(*options: str) -> list[str]:

@@ -3,12 +3,14 @@
 import json
 import os
 import struct
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from guardrails.change import say_nothing
 from guardrails.config import starting_config
-from guardrails.head import read_head
+from guardrails.head import read_head, sign, untouched_files
 from guardrails.intake import add_file
 from guardrails.live_model import finish_published_run, publish_run
 from guardrails.manifest import make_manifest
@@ -17,7 +19,8 @@ from guardrails.paths import Paths
 from guardrails.queue import claim
 from guardrails.queue_records import Record
 from guardrails.runs import new_run_id, write_job
-from guardrails.state_io import write_json
+from guardrails.signature import take_signature
+from guardrails.state_io import read_json, write_json
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -94,6 +97,27 @@ def make_run(paths: Paths, number: int, weight_bytes: int = 5000, **job: Any) ->
     return claim(paths, record.name, run_id)
 
 
+def copy_store(source: Paths, base: Path) -> Paths:
+    """A copy of a store in which nobody touched what was untouched in the source: its signatures are of its own inodes.
+
+    Modes and hard links are kept. The source has no pending change.
+    """
+    subprocess.run(["cp", "-a", source.base, base], check=True)
+    paths = Paths(base)
+    head = read_json(paths.head)
+    if head is not None:
+        if source.current_model.exists():
+            untouched = untouched_files(head, take_signature(source.current_model))
+            now = sign(paths.current_model)
+            known = head["signature"].items()
+            now["signature"] = {name: now["signature"][name] if name in untouched else stat for name, stat in known}
+            head.update(now)
+        if head["retired"] and head["retired"]["signature"] == take_signature(source.retired_model):
+            head["retired"]["signature"] = take_signature(paths.retired_model)
+        write_json(paths.head, head)
+    return paths
+
+
 def weights_of(folder: Path) -> bytes:
     return (folder / WEIGHTS).read_bytes()
 
@@ -104,3 +128,20 @@ def overwrite(path: Path, content: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY)
     os.pwrite(descriptor, content, 0)
     os.close(descriptor)
+
+
+def flip(path: Path) -> None:
+    """Damage one bit of a file in place."""
+    content = path.read_bytes()
+    overwrite(path, bytes([content[0] ^ 1]))
+
+
+def hurt(file: Path, damage: Callable[[Path], object]) -> None:
+    """Damage a file behind the back of the modes, as a disk does."""
+    modes = {path: path.stat().st_mode for path in (file.parent, file)}
+    for path in modes:
+        path.chmod(0o755)
+    damage(file)
+    for path, mode in modes.items():
+        if path.exists():
+            path.chmod(mode)

@@ -9,33 +9,42 @@ from guardrails.paths import CODE_DIR
 
 # Lowest first: a module of guardrails/ imports from lower layers only. The scripts stand above all of them.
 LAYERS = (
-    ("__init__", "bootstrap", "errors", "gpu", "paths", "progress", "signature", "state_schema"),
+    ("__init__", "bootstrap", "errors", "gpu", "paths", "progress", "settings", "signature", "state_schema"),
     ("locks", "manifest", "state_io"),
-    ("cli", "config", "filesystem", "queue_records", "signals", "state", "worker_process"),
-    ("config_lock", "findings", "queue", "runs", "state_text", "versions"),
+    ("cli", "config", "filesystem", "queue_records", "signals", "state", "worker_process", "retention"),
+    ("config_lock", "findings", "queue", "runs", "state_text", "trash", "version_records", "writers"),
+    ("version_diff", "versions"),
     ("backups", "head", "intake", "state_document"),
+    ("copies",),
+    ("removal", "remote_files", "repair"),
     ("change", "preflight"),
     ("daemon_status", "live_model"),
-    ("model_backups",),
-    ("daemon",),
+    ("model_backups", "remotes"),
+    ("consolidation", "daemon"),
 )
 # The worker's side stands apart: it knows these, and of the rest only scripts know it.
 WORKER = "guardrails.training"
 BELOW_WORKER = ("errors", "locks", "manifest", "state_io")
-USERS_OF_WORKER = {"training_queue"}  # validate, which is a run's data check without the run
+USERS_OF_WORKER = {
+    "model_versioner": f"{WORKER}.compare",  # diff, which needs no torch
+    "training_queue": f"{WORKER}.check",  # validate, which is a run's data check without the run
+}
 
 EDGE = {"guardrails.cli"}
 TRAINING = {WORKER}
+FAR_END = {"guardrails.remote_files"}
 LIBRARIES = {
     **dict.fromkeys(("click", "rich"), EDGE),
-    "pydantic": {"guardrails.config", "guardrails.state_schema"},
+    "pydantic": {"guardrails.config", "guardrails.settings", "guardrails.state_schema"},
+    **dict.fromkeys(("aiohttp", "botocore", "fsspec", "paramiko", "s3fs"), FAR_END),
     **dict.fromkeys(("accelerate", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers"), TRAINING),
 }
 # Who may write to, rename or delete a file, and which. Making a folder is free.
 WRITERS = {
     "guardrails.backups": "models/backups/",
     "guardrails.cli": "/dev/null, for a reader that closed the pipe",
-    "guardrails.change": "current_model/, models/retired/, models/trash/, models/intent.json",
+    "guardrails.change": "current_model/, models/retired/, models/intent.json",
+    "guardrails.consolidation": "consolidated_models/, and the log of merges",
     "guardrails.daemon": "a run's outcome when the run goes on",
     "guardrails.daemon_status": "logs/",
     "guardrails.filesystem": "what the owners below ask it to",
@@ -44,10 +53,16 @@ WRITERS = {
     "guardrails.locks": ".locks/",
     "guardrails.model_backups": "what a backup is put back over",
     "guardrails.queue": "queue/",
+    "guardrails.removal": "models/trash/",
+    "guardrails.remote_files": "folders that are file:// remotes",
+    "guardrails.remotes": "models/incoming/, consolidated_models/",
+    "guardrails.repair": "damaged files of versions, backups and current_model/",
     "guardrails.runs": "what only a run that goes on needs",
     "guardrails.signals": "control/",
     "guardrails.state_document": "leftovers of .system_state.json",
     "guardrails.state_io": "state files",
+    "guardrails.trash": "models/trash/",
+    "guardrails.version_records": "models/version_index.jsonl",
     "guardrails.versions": "models/versions/",
     "guardrails.worker_process": "request.json and worker.log of a run",
     WORKER: "runs/<run id>/ and status/training_status.json",
@@ -126,7 +141,7 @@ def violations(modules: dict[str, str]) -> Iterator[str]:
         for other in sorted(imported(tree) & modules.keys()):
             if in_library and not other.startswith("guardrails"):
                 yield f"{name} imports the script {other}"
-            if other.startswith(WORKER) and not on_worker and name not in USERS_OF_WORKER:
+            if other.startswith(WORKER) and not on_worker and other != USERS_OF_WORKER.get(name):
                 yield f"{name} imports {other} of the worker's side"
             if other in ranks and on_worker and other not in below_worker:
                 yield f"{name} imports {other} of the daemon's side"

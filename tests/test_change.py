@@ -16,7 +16,7 @@ from guardrails.errors import DamagedStateError, IntegrityError, OperationError
 from guardrails.filesystem import UnsupportedError, remove_tree
 from guardrails.head import read_head
 from guardrails.live_model import (
-    copy_version,
+    copy_elsewhere,
     finish_published_run,
     publish_run,
     restore,
@@ -28,8 +28,9 @@ from guardrails.model_backups import back_up, back_up_version, restore_backup
 from guardrails.paths import Paths
 from guardrails.queue_records import processing, records
 from guardrails.state_io import read_json, write_json
-from guardrails.versions import is_kept, list_version_ids, read_metadata
-from tests.store import WEIGHTS, make_run, make_store, overwrite, publish, weights_of
+from guardrails.trash import list_entries
+from guardrails.version_records import is_kept, list_version_ids, read_metadata
+from tests.store import WEIGHTS, flip, make_run, make_store, overwrite, publish, weights_of
 
 
 @pytest.fixture
@@ -151,11 +152,6 @@ def test_numbers_are_never_used_twice(paths: Paths) -> None:
     assert publish(paths, 9) == "v004"
 
 
-def flip(path: Path) -> None:
-    content = path.read_bytes()
-    overwrite(path, bytes([content[0] ^ 1]))
-
-
 def test_a_damaged_version_is_healed_from_its_backup_on_restore(tmp_path: Path) -> None:
     paths = make_store(tmp_path / "base", backups=True)
     flip(paths.version("v001") / "model" / WEIGHTS)
@@ -272,7 +268,7 @@ def test_backups_have_inodes_of_their_own_and_any_folder_or_file_can_have_one(pa
     paths.config.write_text("{}")
     restore_backup(paths, saved["id"], None, say_nothing)
     assert paths.config.read_text() == content
-    assert [path.read_text() for path in paths.trash.iterdir()] == ["{}"]
+    assert [entry.content.read_text() for entry in list_entries(paths.trash)] == ["{}"]
     inodes = [path.stat().st_ino for path in (*paths.models.rglob(WEIGHTS), *paths.current_model.rglob(WEIGHTS))]
     assert len(set(inodes)) == len(inodes)
     with pytest.raises(OperationError, match="contain each other"):
@@ -453,7 +449,7 @@ def test_a_model_that_cannot_be_saved_whole_is_never_cleaned_away(paths: Paths) 
             restore(paths, "v001", say_nothing)
     with pytest.raises(IntegrityError), open_store(paths, "next"):
         pass
-    stage = paths.versions / ".stage-v004" / "model"
+    stage = paths.models / ".stage-v001"
     assert weights_of(stage) == by_hand
     (stage / "link").unlink()
     with open_store(paths, "next"):
@@ -491,8 +487,8 @@ def test_a_backup_named_through_a_link_is_known_as_the_model(paths: Paths, tmp_p
 
 def test_a_version_can_be_copied_elsewhere_whole_and_writable(paths: Paths, tmp_path: Path) -> None:
     target = tmp_path / "new" / "folder"
-    copy_version(paths, "v001", target)
+    copy_elsewhere(paths, "v001", target, say_nothing)
     assert find_damage(target, read_metadata(paths, "v001")["files"]) == []
     assert os.access(target / WEIGHTS, os.W_OK)
     with pytest.raises(OperationError, match="not empty"):
-        copy_version(paths, "v001", target)
+        copy_elsewhere(paths, "v001", target, say_nothing)

@@ -1,9 +1,6 @@
 """``config show|check|set|approve``: one value changes, locked ones only by a person at a terminal."""
 
 import json
-import os
-import pty
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,8 +10,8 @@ from guardrails.config import load_config
 from guardrails.config_lock import fingerprint_base_model, make_lock
 from guardrails.paths import CODE_DIR
 from guardrails.state_io import read_json, write_json
+from tests import processes
 from tests.box import Box
-from tests.processes import wait_until
 
 BARE = '{"model_name": "m",\n   "base_model" : "base",  "max_length":64,\n\t"seed": 7 }\n'
 
@@ -37,31 +34,8 @@ def locked(tmp_path: Path) -> Box:
 
 def type_at_terminal(box: Box, text: str, *arguments: str) -> tuple[int, str]:
     """Run the controller on a pseudo-terminal, type a line at its question; exit code and what it showed."""
-    leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, str(CODE_DIR / "training_controller.py"), *arguments],
-        env=box.environment(),
-        stdin=follower,
-        stdout=follower,
-        stderr=follower,
-        start_new_session=True,
-    )
-    os.close(follower)
-    shown = b""
-
-    def read() -> bool:
-        nonlocal shown
-        try:
-            shown += os.read(leader, 4096)
-        except OSError:
-            return True
-        return b"Type " in shown or process.poll() is not None
-
-    wait_until(read)
-    os.write(leader, f"{text}\n".encode())
-    code = process.wait(30)
-    os.close(leader)
-    return code, shown.decode()
+    command = [sys.executable, str(CODE_DIR / "training_controller.py"), *arguments]
+    return processes.type_at_terminal(command, text, box.environment())
 
 
 def lock_of(box: Box) -> dict[str, object]:

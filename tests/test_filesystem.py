@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -28,19 +27,9 @@ from guardrails.filesystem import (
     try_reflink,
     unlink_unchanged,
 )
-from guardrails.manifest import find_damage, hash_file, make_manifest
+from guardrails.manifest import KnownHashes, find_damage, hash_file, make_manifest
+from tests.disks import as_root, mounted
 from tests.processes import run_python, run_unprivileged, strace
-
-as_root = pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
-
-
-@pytest.fixture
-def shared_folder() -> Iterator[Path]:
-    """A folder that nobody can write to as well; pytest's own are closed to others."""
-    folder = Path(tempfile.mkdtemp(prefix="guardrails-"))
-    folder.chmod(0o777)
-    yield folder
-    subprocess.run(["rm", "-rf", folder], check=True)
 
 
 @pytest.fixture
@@ -189,16 +178,7 @@ def test_try_reflink_copies_or_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["xfs", "btrfs"])
 @as_root
 def test_reflinked_copies_are_complete_and_independent_of_later_writes(tmp_path: Path, kind: str) -> None:
-    if shutil.which(f"mkfs.{kind}") is None:
-        pytest.skip(f"no mkfs.{kind} here")
-    image, disk = tmp_path / "image", tmp_path / "disk"
-    disk.mkdir()
-    with open(image, "wb") as file:
-        file.truncate(400 << 20)
-    subprocess.run([f"mkfs.{kind}", "-q", image], check=True)
-    if subprocess.run(["mount", "-o", "loop", image, disk], capture_output=True, check=False).returncode:
-        pytest.skip(f"cannot mount {kind} here")
-    try:
+    with mounted(kind, tmp_path) as disk:
         (disk / "a").mkdir()
         (disk / "a/f").write_bytes(os.urandom(1 << 20))
         content = hash_file(disk / "a/f")
@@ -206,9 +186,7 @@ def test_reflinked_copies_are_complete_and_independent_of_later_writes(tmp_path:
         assert try_reflink(disk / "a/f", disk / "c")
         (disk / "a/f").write_bytes(b"other")
         assert manifest == [{"path": "f", "size": 1 << 20, "blake3": content}]
-        assert find_damage(disk / "b", manifest, from_disk=True) == []
-    finally:
-        subprocess.run(["umount", disk], check=True)
+        assert find_damage(disk / "b", manifest, hash_of=KnownHashes()) == []
 
 
 @pytest.mark.parametrize("independent", [False, True])

@@ -13,8 +13,9 @@ import jsonschema
 import pytest
 
 from guardrails import versions
-from guardrails.config import LOCKED_KEYS, Config
+from guardrails.config import LOCKED_KEYS
 from guardrails.paths import CODE_DIR, Paths
+from guardrails.settings import Config
 from guardrails.state import LOCKED_DEFAULTS, STATUSES, Facts, true_status
 from guardrails.state_document import update_document
 from guardrails.state_schema import SystemState, make_schema

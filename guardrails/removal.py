@@ -1,0 +1,200 @@
+"""Removing versions and backups: through the trash, and never the last good copy.
+
+Whatever is removed, each of its files has a good copy elsewhere, read from the disk at that moment. Metadata that
+cannot be read stops it all. Everything here is called under the store lock.
+"""
+
+from collections.abc import Sequence, Set
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from guardrails.backups import backups_folder, list_backup_ids, read_backup
+from guardrails.copies import Copies
+from guardrails.errors import DamagedStateError, IntegrityError, LastCopyError, OperationError
+from guardrails.filesystem import remove_tree
+from guardrails.head import read_head
+from guardrails.manifest import KnownHashes, find_damage
+from guardrails.paths import Paths
+from guardrails.queue_records import processing
+from guardrails.retention import Policy, choose, parse_time
+from guardrails.runs import read_job, run_of
+from guardrails.state_io import utc_now
+from guardrails.trash import Entry, find_version, list_entries, put_in_trash, trash_of_backups
+from guardrails.version_records import is_kept, list_version_ids, read_metadata
+from guardrails.versions import put_model_back, put_version_back, unlocked, write_metadata
+
+
+class Decision(NamedTuple):
+    """What a prune, a cleanup or an emptying does with one thing, and why."""
+
+    id: str
+    removed: bool
+    reason: str
+
+
+def find_needed_versions(paths: Paths) -> dict[str, str]:
+    """Versions that nothing removes, whatever it is asked, and why."""
+    needed = {}
+    record = processing(paths)
+    job = read_job(paths, run_of(record)) if record else None
+    if job and job["parent_version"]:
+        needed[str(job["parent_version"])] = f"the run on {job['data_name']} starts from it"
+    if head := read_head(paths)["version"]:
+        needed[head] = "current_model/ is this version"
+    return needed
+
+
+def delete_version(paths: Paths, version_id: str, copies: Copies, reason: str) -> None:
+    """Move a version's model to the trash; its metadata stays, with ``removed_at``.
+
+    Raises:
+        OperationError: it is pinned or needed, or removed already.
+        LastCopyError: a file of it has no good copy elsewhere; nothing was changed.
+    """
+    metadata = read_metadata(paths, version_id)
+    if not is_kept(paths, version_id):
+        raise OperationError(f"{version_id} was removed already", "model_versioner.py trash list")
+    if metadata.get("pinned"):
+        raise OperationError(f"{version_id} is pinned", f"model_versioner.py unpin {version_id}, if it may go")
+    if why := find_needed_versions(paths).get(version_id):
+        raise OperationError(f"{version_id} is needed: {why}", "model_versioner.py restore another version first")
+    if lacking := copies.lacking(metadata["files"], {version_id}):
+        raise LastCopyError(
+            f"{version_id} is the last good copy of its {lacking}",
+            f"make another first: backup_manager.py backup models/versions/{version_id} --type pre_deletion",
+        )
+    # In this order: a version that has both its model and removed_at is a version still.
+    write_metadata(paths, {**metadata, "removed_at": utc_now()})
+    with unlocked(paths.version(version_id)):
+        put_in_trash(paths.trash, paths.version(version_id) / "model", "version", version_id, reason, metadata)
+    copies.forget(version_id)
+
+
+def prune(paths: Paths, policy: Policy, *, execute: bool) -> list[Decision]:
+    """What a retention policy removes and keeps, oldest first; carried out only with ``execute``."""
+    metadata = {v: read_metadata(paths, v) for v in list_version_ids(paths) if is_kept(paths, v)}
+    kept = choose([(version_id, parse_time(known["created_at"])) for version_id, known in metadata.items()], policy)
+    needed = find_needed_versions(paths)
+    copies = Copies(paths, strict=True)
+    decisions = []
+    for version_id, known in metadata.items():
+        reasons = list(kept.get(version_id, []))
+        if known.get("pinned"):
+            reasons.append("pinned")
+        if version_id in needed:
+            reasons.append(needed[version_id])
+        if not reasons and copies.lacking(known["files"], {version_id}):
+            reasons.append("it is the last good copy")
+        if not reasons:
+            if execute:
+                delete_version(paths, version_id, copies, "pruned")
+            # Also in a dry run, or it would promise what the real one refuses.
+            copies.forget(version_id)
+        decisions.append(Decision(version_id, not reasons, ", ".join(reasons)))
+    return decisions
+
+
+def clean_up_backups(paths: Paths, retention_days: int, *, execute: bool) -> list[Decision]:
+    """Which backups older than ``retention_days`` go to the trash, oldest first; carried out only with ``execute``."""
+    folder = backups_folder(paths)
+    ids = list_backup_ids(folder)
+    before = datetime.now(UTC) - timedelta(days=retention_days)
+    copies = Copies(paths, strict=True)
+    newest = find_newest_good(folder, ids)
+    decisions = []
+    for backup_id in ids:
+        metadata = read_backup(folder, backup_id)
+        reason = ""
+        if parse_time(metadata["created_at"]) > before:
+            reason = f"younger than {retention_days} days"
+        elif backup_id == newest:
+            reason = "the newest good backup"
+        elif copies.lacking(metadata["files"], {backup_id}):
+            reason = "it is the last good copy"
+        if not reason:
+            if execute:
+                why = f"older than {retention_days} days"
+                put_in_trash(trash_of_backups(paths, folder), folder / backup_id, "backup", backup_id, why, metadata)
+            copies.forget(backup_id)
+        decisions.append(Decision(backup_id, not reason, reason))
+    return decisions
+
+
+def find_newest_good(folder: Path, ids: Sequence[str]) -> str | None:
+    """The newest backup whose every byte is as saved."""
+    hash_of = KnownHashes()
+    for backup_id in reversed(ids):
+        if not find_damage(folder / backup_id / "model", read_backup(folder, backup_id)["files"], hash_of=hash_of):
+            return backup_id
+    return None
+
+
+def bring_back(paths: Paths, version_id: str) -> str:
+    """Give a removed version its model back, from the trash or else from a backup; says from where.
+
+    Raises:
+        OperationError: neither has it.
+        IntegrityError: what is there is damaged; nothing was changed.
+    """
+    entry = find_version(paths, version_id)
+    metadata = read_metadata(paths, version_id)
+    if entry is not None and not find_damage(entry.content, metadata["files"]):
+        put_model_back(paths, _without_removal(metadata), entry.content)
+        remove_tree(entry.folder)
+        return "the trash"
+    folder = backups_folder(paths)
+    for backup_id in reversed(list_backup_ids(folder)):
+        try:
+            backup = read_backup(folder, backup_id)
+        except DamagedStateError:
+            continue
+        model = folder / backup_id / "model"
+        if backup["files"] == metadata["files"] and not find_damage(model, backup["files"], hash_of=KnownHashes()):
+            put_version_back(paths, metadata, model)
+            return backup_id
+    if entry is not None:
+        raise IntegrityError(
+            f"what the trash holds of {version_id} is damaged, and no backup has it",
+            f"look at it: {entry.content}; it was left as it is",
+        )
+    raise OperationError(
+        f"the model of {version_id} is gone; only its metadata is kept", "choose another: model_versioner.py list"
+    )
+
+
+def _without_removal(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in metadata.items() if key != "removed_at"}
+
+
+def empty_trash(paths: Paths, days: float, *, execute: bool) -> list[Decision]:
+    """Remove what has been in the trash for ``days`` and more, but no last good copy; only with ``execute``."""
+    copies = Copies(paths, strict=True)
+    folder = backups_folder(paths)
+    trashes = {paths.trash, trash_of_backups(paths, folder)}
+    decisions = []
+    for entry in (entry for trash in sorted(trashes) for entry in list_entries(trash)):
+        reason = ""
+        if entry.age_seconds() < days * 86400:
+            reason = f"removed less than {days:g} days ago"
+        elif lacking := _lacking(entry, copies):
+            reason = f"the last good copy of its {lacking}"
+        if not reason and execute:
+            remove_tree(entry.folder)
+        decisions.append(Decision(entry.folder.name, not reason, reason))
+    return decisions
+
+
+def _lacking(entry: Entry, copies: Copies, nobody: Set[str] = frozenset()) -> str | None:
+    files = ((entry.record or {}).get("metadata") or {}).get("files", [])
+    return copies.lacking(files, nobody)
+
+
+def set_pinned(paths: Paths, version_id: str, pinned: bool) -> bool:
+    """Pin a version, so that neither ``delete`` nor ``prune`` takes it, or unpin it; whether that changed anything."""
+    metadata = read_metadata(paths, version_id)
+    if bool(metadata.get("pinned")) == pinned:
+        return False
+    metadata.pop("pinned", None)
+    write_metadata(paths, {**metadata, **({"pinned": True} if pinned else {})})
+    return True

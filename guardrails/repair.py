@@ -1,0 +1,278 @@
+"""Healing in both directions: versions from backups, backups from versions, and either from its own kind.
+
+Damaged bytes are kept in the trash. Everything here is called under the store lock.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from guardrails.backups import METADATA_KEYS, backups_folder, list_backup_ids, read_backup, verify_backup
+from guardrails.copies import Copies
+from guardrails.errors import DamagedStateError, GuardrailsError, IntegrityError
+from guardrails.filesystem import can_reflink, copy_file, copy_tree, remove_tree, sync_filesystem
+from guardrails.manifest import (
+    FileEntry,
+    KnownHashes,
+    find_damage,
+    hash_file,
+    list_files,
+    make_manifest,
+    same_content,
+    total_size,
+)
+from guardrails.paths import Paths
+from guardrails.state_io import SCHEMA_VERSION, fsync_folder, set_aside, utc_now, write_json
+from guardrails.trash import keep_damaged, put_in_trash, trash_of_backups
+from guardrails.version_records import is_kept, list_version_ids, read_metadata
+from guardrails.versions import FILE_MODE, LIVE_FILE_MODE, LIVE_FOLDER_MODE, unlocked, write_metadata
+
+# For the estimate only: a durable copy on one common disk.
+COPY_BYTES_PER_SECOND = 500e6
+HOW_TO_GO_ON = "model_versioner.py list shows other versions, backup_manager.py list the backups"
+
+
+class Repair(NamedTuple):
+    """What was wrong with a version or backup, and what still is."""
+
+    id: str
+    found: list[str]
+    left: list[str]
+
+
+def verify_version(paths: Paths, version_id: str, hash_of: KnownHashes) -> list[str]:
+    """What is damaged in a version, read from the disk, its metadata included; empty when all is as saved."""
+    try:
+        files = read_metadata(paths, version_id)["files"]
+    except DamagedStateError as error:
+        return [error.message]
+    return find_damage(paths.version(version_id) / "model", files, hash_of=hash_of)
+
+
+def find_backup_damage(folder: Path, backup_id: str) -> list[str]:
+    """What is damaged in a backup, read from the disk, its metadata included; empty when all is as saved."""
+    try:
+        return verify_backup(folder, backup_id)
+    except DamagedStateError as error:
+        return [error.message]
+
+
+def repair_version(paths: Paths, version_id: str, copies: Copies) -> Repair:
+    """Give a version back the bytes and the metadata that it was saved with, as far as a good copy has them."""
+    found = verify_version(paths, version_id, KnownHashes())
+    if not found:
+        return Repair(version_id, [], [])
+    try:
+        _put_metadata_back(paths, version_id)
+        files = read_metadata(paths, version_id)["files"]
+    except DamagedStateError as error:
+        return Repair(version_id, found, [error.message])
+    model = paths.version(version_id) / "model"
+    with unlocked(paths.version(version_id)) as staging:
+        heal_tree(model, files, copies, staging, paths.trash, version_id, share_from=paths.versions)
+    return Repair(version_id, found, verify_version(paths, version_id, KnownHashes()))
+
+
+def repair_backup(paths: Paths, folder: Path, backup_id: str, copies: Copies) -> Repair:
+    """Likewise for a backup, whose files are always written anew."""
+    found = find_backup_damage(folder, backup_id)
+    if not found:
+        return Repair(backup_id, [], [])
+    model = folder / backup_id / "model"
+    try:
+        files = read_backup(folder, backup_id)["files"]
+    except DamagedStateError as error:
+        if not _rebuild_record(paths, folder, backup_id):
+            return Repair(backup_id, found, [error.message])
+        return Repair(backup_id, found, find_backup_damage(folder, backup_id))
+    with unlocked(folder / backup_id) as staging:
+        heal_tree(model, files, copies, staging, trash_of_backups(paths, folder), backup_id)
+    return Repair(backup_id, found, find_backup_damage(folder, backup_id))
+
+
+def repair_everything(paths: Paths) -> list[Repair]:
+    """All versions and backups, read from the disk and healed; those that were sound have nothing ``found``."""
+    copies = Copies(paths, strict=False)
+    folder = backups_folder(paths)
+    done = [repair_version(paths, v, copies) for v in list_version_ids(paths) if _should_have_model(paths, v)]
+    return done + [repair_backup(paths, folder, backup_id, copies) for backup_id in list_backup_ids(folder)]
+
+
+def _should_have_model(paths: Paths, version_id: str) -> bool:
+    """Whether it is no tombstone."""
+    with contextlib.suppress(GuardrailsError):
+        return is_kept(paths, version_id) or "removed_at" not in read_metadata(paths, version_id)
+    return True
+
+
+def heal_tree(
+    root: Path,
+    files: list[FileEntry],
+    copies: Copies,
+    staging: Path,
+    trash: Path,
+    name: str,
+    *,
+    share_from: Path | None = None,
+    mode: int = FILE_MODE,
+) -> list[str]:
+    """Replace each damaged file below ``root`` by a good copy, move what does not belong there to the trash.
+
+    Good files are made in the folder ``staging`` first; one below ``share_from`` is linked instead of copied. Returns
+    what stays damaged.
+
+    Raises:
+        OSError: the disk is full or cannot be written to; each file is the damaged or the good one in full.
+    """
+    expected = {entry["path"]: entry for entry in files}
+    root.mkdir(exist_ok=True)
+    for path in list_files(root):
+        if path not in expected:
+            put_in_trash(trash, root / path, "replaced", f"{name}: {path}", "it was not part of what was saved")
+    for path, entry in expected.items():
+        target = root / path
+        if target.is_file() and hash_file(target, from_disk=True) == entry["blake3"]:
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        good = staging / "good"
+        if _get_good_file(entry, copies, good, target, share_from=share_from, mode=mode):
+            if target.exists():
+                keep_damaged(trash, target, f"{name}: {path}")
+            good.rename(target)
+            fsync_folder(target.parent)
+    sync_filesystem(root)
+    return find_damage(root, files)
+
+
+def _get_good_file(
+    entry: FileEntry, copies: Copies, good: Path, target: Path, *, share_from: Path | None, mode: int
+) -> bool:
+    """Whether ``good`` could be made a file with the bytes of ``entry``."""
+    for source in copies.good(entry):
+        if source == target:
+            continue
+        if share_from in source.parents:
+            with contextlib.suppress(OSError):
+                os.link(source, good)
+                return True
+        if copy_file(source, good, mode) == entry["blake3"]:
+            return True
+        good.unlink()
+    return False
+
+
+def _put_metadata_back(paths: Paths, version_id: str) -> None:
+    """Replace a version's unreadable metadata by what a backup knows of it; the damaged file stays beside it.
+
+    Raises:
+        DamagedStateError: no backup knows it.
+    """
+    try:
+        read_metadata(paths, version_id)
+        return
+    except DamagedStateError:
+        known = _metadata_in_backups(paths, version_id)
+        if known is None:
+            raise
+    path = paths.version(version_id) / "metadata.json"
+    if path.exists():
+        set_aside(path)
+    write_metadata(paths, known)
+
+
+def _metadata_in_backups(paths: Paths, version_id: str) -> dict[str, Any] | None:
+    """What the newest backup says of a version; another base dir may keep its backups in the same folder."""
+    folder, model = backups_folder(paths), paths.version(version_id) / "model"
+    for backup_id in reversed(list_backup_ids(folder)):
+        with contextlib.suppress(DamagedStateError):
+            known: dict[str, Any] | None = read_backup(folder, backup_id)["version_metadata"]
+            if known and known.get("id") == version_id and (not model.is_dir() or _has_any_file(model, known["files"])):
+                return known
+    return None
+
+
+def _has_any_file(model: Path, files: list[FileEntry]) -> bool:
+    """Whether at least one file of a manifest is there with its bytes."""
+    return any((model / e["path"]).is_file() and hash_file(model / e["path"]) == e["blake3"] for e in files)
+
+
+def _rebuild_record(paths: Paths, folder: Path, backup_id: str) -> bool:
+    """Write the lost metadata of a backup anew, if its bytes are those of a version."""
+    try:
+        files = make_manifest(folder / backup_id / "model")
+    except (OSError, IntegrityError):
+        return False
+    for version_id in reversed(list_version_ids(paths)):
+        try:
+            version = read_metadata(paths, version_id)
+        except DamagedStateError:
+            continue
+        if same_content(version["files"], files):
+            path = folder / backup_id / "metadata.json"
+            if path.exists():
+                set_aside(path)
+            write_json(path, _new_record(backup_id, version), through=folder)
+            return True
+    return False
+
+
+def _new_record(backup_id: str, version: dict[str, Any]) -> dict[str, Any]:
+    record = {
+        "id": backup_id,
+        "created_at": utc_now(),
+        "type": "manual",
+        "reason": "its record was lost and written anew by repair",
+        "source": "current_model/",
+        "single_file": False,
+        "version": version["id"],
+        "version_metadata": version,
+        "size": version["size"],
+        "files": version["files"],
+        "verified_at": utc_now(),
+    }
+    assert record.keys() == METADATA_KEYS.keys() | {"verified_at"}
+    return {"schema_version": SCHEMA_VERSION, **record}
+
+
+def copy_version(paths: Paths, version_id: str, target: Path, announce: Callable[[str], None]) -> None:
+    """Make ``target`` a durable, writable copy of a version, healing the version first if it is damaged.
+
+    What lies at ``target`` is replaced; how much will be copied and for about how long is announced beforehand.
+
+    Raises:
+        IntegrityError: no good copy of some file is left; ``target`` is not there.
+    """
+    files = read_metadata(paths, version_id)["files"]
+    announce(_describe_copy(paths, version_id, files))
+    if _copy_is_good(paths, version_id, target, files):
+        return
+    announce(f"{version_id} is damaged on the disk")
+    left = repair_version(paths, version_id, Copies(paths, strict=False)).left
+    if left or not _copy_is_good(paths, version_id, target, files):
+        remove_tree(target)
+        raise IntegrityError(
+            f"{version_id} is damaged and no second copy heals it: {(left or ['it changes'])[0]}", HOW_TO_GO_ON
+        )
+    announce(f"{version_id} was healed from a second copy")
+
+
+def _describe_copy(paths: Paths, version_id: str, files: list[FileEntry]) -> str:
+    size_bytes = total_size(files)
+    file = paths.version(version_id) / "model" / (files[0]["path"] if files else "")
+    if file.is_file() and can_reflink(file, paths.models):
+        return f"copying {version_id}: {size_bytes / (1 << 20):.1f} MiB, which share the version's blocks (reflink)"
+    seconds = max(1, round(size_bytes / COPY_BYTES_PER_SECOND))
+    return f"copying {version_id}: {size_bytes / (1 << 20):.1f} MiB, about {seconds} s"
+
+
+def _copy_is_good(paths: Paths, version_id: str, target: Path, files: list[FileEntry]) -> bool:
+    remove_tree(target)
+    try:
+        copied = copy_tree(
+            paths.version(version_id) / "model", target, file_mode=LIVE_FILE_MODE, folder_mode=LIVE_FOLDER_MODE
+        )
+    except (FileNotFoundError, IntegrityError):
+        return False
+    return same_content(copied, files)
