@@ -35,6 +35,8 @@ from guardrails.cli import (
     as_typed,
     common_options,
     find_argument,
+    note_pending,
+    only_reading,
     pass_invocation,
     print_json,
     print_table,
@@ -51,8 +53,10 @@ from guardrails.model_backups import back_up, restore_backup
 from guardrails.remotes import drill, pull, push, read_remotes
 from guardrails.removal import clean_up_backups
 from guardrails.repair import find_backup_damage
+from guardrails.retention import MOST_DAYS
 
 MEBIBYTE = 1 << 20
+DAYS = click.IntRange(min=0, max=MOST_DAYS)
 
 
 def summarize(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -87,6 +91,7 @@ def backup(invocation: Invocation, path: str, backup_type: BackupType, reason: s
 @common_options
 @pass_invocation
 def list_backups(invocation: Invocation) -> None:
+    note_pending(invocation.paths)
     folder = backups_folder(invocation.paths)
     good, damaged = read_each(list_backup_ids(folder), lambda backup_id: read_backup(folder, backup_id))
     rows = [summarize(metadata) for metadata in good]
@@ -99,7 +104,7 @@ def list_backups(invocation: Invocation) -> None:
                 (
                     row["id"],
                     row["created_at"],
-                    row["type"],
+                    show_name(row["type"]),
                     row["version"] or "-",
                     f"{row['size'] / MEBIBYTE:.1f}",
                     show_name(row["source"]),
@@ -126,19 +131,20 @@ def verify(invocation: Invocation, backup_id: str | None, every: bool) -> None:
     folder = backups_folder(invocation.paths)
     if every and backup_id:
         raise click.UsageError("give an ID or --all, not both")
+    note_pending(invocation.paths)
     ids = [backup_id] if backup_id else list_backup_ids(folder)
     damage = {name: find_backup_damage(folder, name) for name in ids}
     report_damage(invocation, damage, "no backups yet", "model_versioner.py repair heals them from the versions")
 
 
 @main.command(help="Move old backups to the trash, never the last good copy; a dry run without --execute.")
-@click.option("--retention-days", type=click.IntRange(min=0), required=True, metavar="N", help="Older than N days.")
+@click.option("--retention-days", type=DAYS, required=True, metavar="N", help="Older than N days.")
 @click.option("--execute", is_flag=True, help="Do it; else only say what would be done.")
 @common_options
 @pass_invocation
 def cleanup(invocation: Invocation, retention_days: int, execute: bool) -> None:
     paths = invocation.paths
-    with open_store(paths, "cleaning up backups", announcer(invocation)):
+    with open_store(paths, "cleaning up backups", announcer(invocation)) if execute else only_reading(paths):
         decisions = clean_up_backups(paths, retention_days, execute=execute)
     report_decisions(invocation, decisions, execute=execute, nothing="no backups yet")
 

@@ -29,6 +29,8 @@ from guardrails.cli import (
     announcer,
     common_options,
     confirm_by_name,
+    note_pending,
+    only_reading,
     pass_invocation,
     print_json,
     print_table,
@@ -41,18 +43,18 @@ from guardrails.cli import (
 )
 from guardrails.config import load_config
 from guardrails.copies import Copies
-from guardrails.errors import DamagedStateError, IntegrityError, OperationError
-from guardrails.filesystem import can_reflink
+from guardrails.errors import ConfigError, DamagedStateError, IntegrityError, OperationError
 from guardrails.head import read_head
-from guardrails.live_model import Outcome, copy_elsewhere, restore, rollback, save_version
+from guardrails.live_model import Outcome, restore, rollback, save_version
 from guardrails.manifest import KnownHashes
+from guardrails.model_backups import copy_version_elsewhere
 from guardrails.paths import Paths
 from guardrails.removal import bring_back, delete_version, empty_trash, set_pinned
 from guardrails.removal import prune as prune_versions
 from guardrails.repair import repair_everything, verify_version
-from guardrails.retention import Policy, parse_duration
+from guardrails.retention import MOST_DAYS, Policy, parse_duration
 from guardrails.state_io import read_json
-from guardrails.trash import Entry, list_entries, trash_of_backups
+from guardrails.trash import list_entries, trash_of_backups
 from guardrails.version_diff import compare_metadata, require_models
 from guardrails.version_records import (
     is_kept,
@@ -62,9 +64,11 @@ from guardrails.version_records import (
     read_metadata,
     read_summaries,
 )
+from guardrails.versions import measure_storage
 
 MEBIBYTE = 1 << 20
 KEEP = click.IntRange(min=-1)
+DAYS = click.IntRange(min=0, max=MOST_DAYS)
 HOW_TO_REPAIR = "model_versioner.py repair heals them from their second copies"
 
 
@@ -85,7 +89,8 @@ def summarize(metadata: dict[str, Any], head: str | None) -> dict[str, Any]:
         "eval_loss",
         "size",
     )
-    return {**{key: metadata[key] for key in keys}, "current": metadata["id"] == head}
+    marks = {"current": metadata["id"] == head, "pinned": bool(metadata.get("pinned"))}
+    return {**{key: metadata[key] for key in keys}, **marks}
 
 
 def version_table(rows: list[dict[str, Any]]) -> None:
@@ -94,10 +99,10 @@ def version_table(rows: list[dict[str, Any]]) -> None:
         columns,
         [
             (
-                "*" if row["current"] else "",
+                ("*" if row["current"] else "") + ("p" if row["pinned"] else ""),
                 row["id"],
                 row["created_at"],
-                row["kind"],
+                show_name(row["kind"]),
                 str(row["training_steps"]),
                 show_loss(row["loss"]),
                 show_loss(row["eval_loss"]),
@@ -117,19 +122,6 @@ def mebibytes(size_bytes: int) -> str:
 
 def parent_of(paths: Paths, version: str) -> str:
     return str(read_metadata(paths, version)["parent"])
-
-
-def describe_storage(paths: Paths, version: str) -> dict[str, Any]:
-    """How much of a version is its own and how much it shares with others, and whether copies share blocks here."""
-    model = paths.version(version) / "model"
-    status = [(model / entry["path"]).stat() for entry in read_metadata(paths, version)["files"]]
-    shared = sum(one.st_size for one in status if one.st_nlink > 1)
-    first = next((model / entry["path"] for entry in read_metadata(paths, version)["files"]), None)
-    return {
-        "own_bytes": sum(one.st_size for one in status) - shared,
-        "shared_bytes": shared,
-        "reflink": first is not None and can_reflink(first, paths.models),
-    }
 
 
 def print_difference(difference: dict[str, Any]) -> None:
@@ -189,29 +181,26 @@ def choose_policy(paths: Paths, keep: dict[str, Any]) -> Policy:
     """
     from guardrails.settings import Retention
 
-    if all(value is None for value in keep.values()):
+    is_from_config = all(value is None for value in keep.values())
+    if is_from_config:
         settings = load_config(paths).retention or Retention()
         keep = {key: value for key, value in settings.model_dump().items() if key.startswith("keep_")}
     policy = Policy(**{key.removeprefix("keep_"): value for key, value in keep.items() if value is not None})
+    try:
+        parse_duration(policy.within or "0d")
+    except ValueError as error:
+        if is_from_config:
+            hint = "training_controller.py config set retention VALUE"
+            raise ConfigError(f"{paths.config}: retention.keep_within: {error}", hint) from None
+        raise click.BadParameter(str(error), param_hint="--keep-within") from None
     if policy.keeps_nothing():
         raise click.UsageError("say what to keep, for example --keep-last 30 --keep-monthly 24")
-    if policy.within is not None:
-        try:
-            parse_duration(policy.within)
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--keep-within") from None
     return policy
 
 
 def trashes(paths: Paths) -> list[Path]:
     """The trash of the base dir, and that of backups on another disk."""
     return sorted({paths.trash, trash_of_backups(paths, backups_folder(paths))})
-
-
-def describe_entry(entry: Entry) -> dict[str, Any]:
-    record = entry.record or {"kind": "-", "name": "-", "removed_at": "-", "reason": "its record is damaged"}
-    keys = ("kind", "name", "removed_at", "reason")
-    return {"id": entry.folder.name, **{key: record[key] for key in keys}, "size": entry.size_bytes()}
 
 
 @click.group(help=__doc__.split("\n\n", maxsplit=1)[0])
@@ -231,7 +220,7 @@ def create(invocation: Invocation, description: str) -> None:
         version, is_new = save_version(paths, description, "manual")
     if version is None:
         raise OperationError("there is no current_model/ to save", "model_versioner.py list shows what can be restored")
-    storage = describe_storage(paths, version)
+    storage = measure_storage(paths, version)
     if invocation.as_json:
         print_json({"version": version, "created": is_new, **storage})
     elif is_new:
@@ -243,11 +232,12 @@ def create(invocation: Invocation, description: str) -> None:
         click.echo(f"unchanged: current_model/ is {version}")
 
 
-@main.command("list", help="List the versions, oldest first; * marks the one that current_model/ is.")
+@main.command("list", help="List the versions, oldest first; * marks what current_model/ is, p what is pinned.")
 @common_options
 @pass_invocation
 def list_versions(invocation: Invocation) -> None:
     paths = invocation.paths
+    note_pending(paths)
     summaries = read_summaries(paths)
     damaged = summaries.damaged
     head = read_head(paths)["version"] if not damaged else (read_json(paths.head) or {}).get("version")
@@ -275,29 +265,33 @@ def list_versions(invocation: Invocation) -> None:
 @pass_invocation
 def show(invocation: Invocation, version: str) -> None:
     paths = invocation.paths
+    note_pending(paths)
     metadata = read_metadata(paths, parse_version_id(paths, version))
     if invocation.as_json:
         print_json(metadata)
         return
     fingerprint = (metadata["base_model_fingerprint"] or {}).get("blake3", "-")
+    is_removed = "removed_at" in metadata and not is_kept(paths, metadata["id"])
     for label, value in (
         ("Version", metadata["id"]),
         ("Description", show_name(metadata["description"])),
-        ("Kind", metadata["kind"]),
+        ("Kind", show_name(metadata["kind"])),
         ("Created", metadata["created_at"]),
         ("Parent", metadata["parent"] or "none"),
+        ("Kept", f"removed {metadata['removed_at']}" if is_removed else "pinned" if metadata.get("pinned") else "yes"),
         ("Steps", f"{metadata['training_steps']} in all, {metadata['run_steps']} in this run"),
         ("Loss", show_loss(metadata["loss"])),
         ("Eval loss", f"{show_loss(metadata['eval_loss'])} (before: {show_loss(metadata['eval_loss_before'])})"),
-        ("Base model", f"{metadata['base_model'] or '-'} ({fingerprint[:12]})"),
+        ("Base model", f"{show_name(metadata['base_model'] or '-')} ({show_name(fingerprint[:12])})"),
     ):
         click.echo(f"{label}: {value}")
     for data in metadata["data"]:
         click.echo(
-            f"Data: {show_name(data['name'])}, {data['rows']} rows, {data['trained']} trained, {data['blake3'][:12]}"
+            f"Data: {show_name(data['name'])}, {data['rows']} rows, {data['trained']} trained,"
+            f" {show_name(data['blake3'][:12])}"
         )
     for entry in metadata["files"]:
-        click.echo(f"File: {entry['path']}, {entry['size']} bytes, {entry['blake3'][:12]}")
+        click.echo(f"File: {show_name(entry['path'])}, {entry['size']} bytes, {show_name(entry['blake3'][:12])}")
 
 
 @main.command(
@@ -320,8 +314,8 @@ def restore_command(invocation: Invocation, version: str, target: Path | None) -
     if target is None:
         report(invocation, restore(paths, version_id, announcer(invocation)))
         return
-    copy_elsewhere(paths, version_id, target, announcer(invocation))
-    report(invocation, Outcome(f"copied {version_id} to {target}", None, version_id))
+    full = copy_version_elsewhere(paths, version_id, target, announcer(invocation))
+    report(invocation, Outcome(f"copied {version_id} to {full}", None, version_id))
 
 
 @main.command(help="Read versions from the disk and compare every byte with what was saved.")
@@ -333,6 +327,7 @@ def verify(invocation: Invocation, version: str | None, every: bool) -> None:
     paths = invocation.paths
     if every and version:
         raise click.UsageError("give a VERSION or --all, not both")
+    note_pending(paths)
     hash_of = KnownHashes()
     ids = [parse_version_id(paths, version)] if version else versions_with_model(paths)
     damage = {name: verify_version(paths, name, hash_of) for name in ids}
@@ -410,7 +405,7 @@ def delete(invocation: Invocation, version: str, confirm: bool) -> None:
 def prune(invocation: Invocation, execute: bool, **keep: Any) -> None:
     paths = invocation.paths
     policy = choose_policy(paths, keep)
-    with open_store(paths, "pruning", announcer(invocation)):
+    with open_store(paths, "pruning", announcer(invocation)) if execute else only_reading(paths):
         decisions = prune_versions(paths, policy, execute=execute)
     report_decisions(invocation, decisions, execute=execute, nothing="no versions yet")
 
@@ -425,13 +420,18 @@ def trash() -> None:
 @common_options
 @pass_invocation
 def list_trash(invocation: Invocation) -> None:
-    rows = [describe_entry(entry) for folder in trashes(invocation.paths) for entry in list_entries(folder)]
+    note_pending(invocation.paths)
+    rows = [entry.describe() for folder in trashes(invocation.paths) for entry in list_entries(folder)]
     if invocation.as_json:
         print_json(rows)
     elif rows:
         columns = ("entry", "kind", "what", "removed", "MiB", "why")
         cells = [
-            (r["id"], r["kind"], show_name(r["name"]), r["removed_at"], mebibytes(r["size"]), show_name(r["reason"]))
+            (
+                *(show_name(r[key]) for key in ("id", "kind", "name", "removed_at")),
+                mebibytes(r["size"]),
+                show_name(r["reason"]),
+            )
             for r in rows
         ]
         print_table(columns, cells, right=("MiB",))
@@ -455,20 +455,19 @@ def restore_from_trash(invocation: Invocation, version: str) -> None:
 
 
 @trash.command("empty", help="Remove for good what has been in the trash for long; never the last good copy.")
-@click.option(
-    "--older-than", "days", type=click.FloatRange(min=0), metavar="DAYS", help="Else trash_days of the config."
-)
+@click.option("--older-than", "days", type=DAYS, metavar="DAYS", help="Else trash_days of the config.")
+@click.option("--unsaved", is_flag=True, help="Also what has no copy elsewhere and is no version or backup.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @common_options
 @pass_invocation
-def empty(invocation: Invocation, days: float | None, dry_run: bool) -> None:
+def empty(invocation: Invocation, days: int | None, unsaved: bool, dry_run: bool) -> None:
     paths = invocation.paths
     if days is None:
         from guardrails.settings import Retention
 
         days = (load_config(paths).retention or Retention()).trash_days
-    with open_store(paths, "emptying the trash", announcer(invocation)):
-        decisions = empty_trash(paths, days, execute=not dry_run)
+    with only_reading(paths) if dry_run else open_store(paths, "emptying the trash", announcer(invocation)):
+        decisions = empty_trash(paths, days, execute=not dry_run, unsaved=unsaved)
     report_decisions(invocation, decisions, execute=not dry_run, nothing="the trash is empty")
 
 
@@ -481,6 +480,7 @@ def diff(invocation: Invocation, one: str, other: str) -> None:
     paths = invocation.paths
     from guardrails.training.compare import compare_weights
 
+    note_pending(paths)
     old, new = parse_version_id(paths, one), parse_version_id(paths, other)
     require_models(paths, old, new)
     weights = compare_weights(paths.version(old) / "model", paths.version(new) / "model")
@@ -512,6 +512,7 @@ def consolidate_command(invocation: Invocation, description: str) -> None:
 @pass_invocation
 def lineage_command(invocation: Invocation, version: str) -> None:
     paths = invocation.paths
+    note_pending(paths)
     chain = list(lineage(paths, parse_version_id(paths, version)))
     if invocation.as_json:
         print_json(
@@ -526,7 +527,7 @@ def lineage_command(invocation: Invocation, version: str) -> None:
         [
             (
                 metadata["id"],
-                metadata["kind"],
+                show_name(metadata["kind"]),
                 str(metadata["training_steps"]),
                 ", ".join(show_name(data["name"]) for data in metadata["data"]) or "-",
                 ", ".join(str(data["rows"]) for data in metadata["data"]) or "-",

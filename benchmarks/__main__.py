@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import loop, state_tracker, storage
+from benchmarks import loop, remotes, state_tracker, storage
 from tests.state.building import SCRIPT, healthy
 
 
@@ -28,7 +28,8 @@ def measure_state_tracker() -> list[loop.Figure]:
 def main() -> int:
     """Measure everything; the short form holds what does not depend on a quiet machine."""
     short = loop.parse_short()
-    figures = [] if short else measure_state_tracker()
+    # What a push sends is counted by tests/test_remotes.py, too.
+    figures = [] if short else measure_state_tracker() + remotes.measure()
     return loop.print_figures(figures + loop.measure(short=short) + storage.measure(short=short))
 
 

@@ -3,18 +3,22 @@
 Everything that writes here is called under the store lock (``.locks/store.lock``).
 """
 
+import contextlib
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from guardrails.config import parse_config
 from guardrails.errors import ConfigError, DamagedStateError, IntegrityError, OperationError
-from guardrails.filesystem import copy_file, copy_tree, remove_tree, rename_noreplace, sync_filesystem
+from guardrails.filesystem import copy_file, copy_tree, remove_tree, rename_noreplace, require_space, sync_filesystem
+from guardrails.locks import FileLock, read_holder
 from guardrails.manifest import FileEntry, KnownHashes, find_damage, same_content, total_size
 from guardrails.paths import BACKUP_ID, STAGE_PREFIX, Paths
+from guardrails.shapes import find_wrong_key_of_backup, is_path_text
 from guardrails.signature import Signature, take_signature
-from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, utc_now, write_json
-from guardrails.versions import FILE_MODE, FOLDER_MODE
+from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, remove_temporary_files, utc_now, write_json
+from guardrails.versions import FILE_MODE, FOLDER_MODE, UNLOCKED_PREFIX, lock_again
 
 METADATA_KEYS = {
     **dict.fromkeys(("id", "type", "source", "created_at"), str),
@@ -25,6 +29,9 @@ METADATA_KEYS = {
     "size": int,
     "files": list,
 }
+# What this toolkit makes there; a backup_dir may hold other things, too.
+STAGE, UNLOCKED = (re.compile(rf"{re.escape(prefix)}b\d{{3,}}") for prefix in (STAGE_PREFIX, UNLOCKED_PREFIX))
+LOCK_SECONDS = 600.0
 BackupType = Literal["after_training", "manual", "emergency", "pre_consolidation", "pre_deletion"]
 MANUAL_TYPES = tuple(name for name in get_args(BackupType) if name != "after_training")
 
@@ -38,7 +45,9 @@ def backups_folder(paths: Paths) -> Path:
         setting = parse_config(paths.config.read_text(encoding="utf-8"), paths.config).get("backup_dir")
     except (OSError, UnicodeDecodeError, ConfigError):
         setting = None
-    return paths.resolve(setting) if isinstance(setting, str) and setting else paths.backups
+    if isinstance(setting, str) and setting and is_path_text(setting):
+        return paths.resolve(setting)
+    return paths.backups
 
 
 def list_backup_ids(folder: Path) -> list[str]:
@@ -57,14 +66,15 @@ def read_backup(folder: Path, backup_id: str) -> dict[str, Any]:
         OperationError: there is no such backup.
         DamagedStateError: its metadata is missing or unreadable.
     """
-    metadata = read_json(folder / backup_id / "metadata.json", METADATA_KEYS)
-    if metadata is not None:
-        return metadata
-    if BACKUP_ID.fullmatch(backup_id) and (folder / backup_id).is_dir():
-        raise DamagedStateError(
-            f"{folder / backup_id / 'metadata.json'} is missing", "use another backup: backup_manager.py list"
-        )
-    raise OperationError(f"there is no backup {backup_id!r}", "backup_manager.py list shows what there is")
+    if not BACKUP_ID.fullmatch(backup_id) or not os.path.isdir(folder / backup_id):
+        raise OperationError(f"there is no backup {backup_id[:80]!r}", "backup_manager.py list shows what there is")
+    path = folder / backup_id / "metadata.json"
+    metadata = read_json(path, METADATA_KEYS)
+    if metadata is None:
+        raise DamagedStateError(f"{path} is missing", "use another backup: backup_manager.py list")
+    if wrong := find_wrong_key_of_backup(metadata):
+        raise DamagedStateError(f"{path} is damaged: {wrong} is wrong", "use another backup: backup_manager.py list")
+    return metadata
 
 
 def backup_of_version(folder: Path, version: dict[str, Any]) -> str | None:
@@ -83,6 +93,24 @@ def backup_of_version(folder: Path, version: dict[str, Any]) -> str | None:
     return None
 
 
+def lock_of_backups(folder: Path) -> FileLock:
+    """The lock of making and healing backups in ``folder``, for all base dirs that use it."""
+    return FileLock(folder / ".lock")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what kills left of backups. Nothing while another process makes one there, or while the disk is broken."""
+    with contextlib.suppress(OSError):
+        if not folder.is_dir() or read_holder(folder / ".lock") is not None:
+            return
+        remove_temporary_files(folder, folder / "metadata.json")
+        for name in os.listdir(folder):
+            if UNLOCKED.fullmatch(name):
+                lock_again(folder / name)
+            elif STAGE.fullmatch(name):
+                remove_tree(folder / name)
+
+
 def add_backup(
     folder: Path,
     tree: Path,
@@ -99,6 +127,20 @@ def add_backup(
         IntegrityError: the tree is not the version, or what was read back is not what was written; no backup is made.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    require_space(folder, tree)
+    # Several base dirs may keep their backups in one folder.
+    with lock_of_backups(folder).hold(f"backing up {tree}", LOCK_SECONDS):
+        return _add_backup(folder, tree, source, backup_type, reason, version_metadata)
+
+
+def _add_backup(
+    folder: Path,
+    tree: Path,
+    source: str,
+    backup_type: BackupType,
+    reason: str | None,
+    version_metadata: dict[str, Any] | None,
+) -> dict[str, Any]:
     ids = list_backup_ids(folder)
     backup_id = f"b{int(ids[-1][1:]) + 1 if ids else 1:03d}"
     stage = folder / f"{STAGE_PREFIX}{backup_id}"

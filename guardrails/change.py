@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from guardrails.backups import backups_folder
+from guardrails.backups import backup_of_version, backups_folder, remove_leftovers
 from guardrails.config import set_config_value
 from guardrails.copies import Copies
-from guardrails.errors import IntegrityError
+from guardrails.errors import DamagedStateError, GuardrailsError, IntegrityError
 from guardrails.filesystem import UnsupportedError, copy_tree, exchange, remove_tree
 from guardrails.head import condition_of_live_model, next_number, read_head, read_lock, sign, write_head
 from guardrails.locks import read_holder
@@ -29,7 +29,7 @@ from guardrails.manifest import find_damage
 from guardrails.paths import STAGE_PREFIX, Paths
 from guardrails.queue import finish
 from guardrails.queue_records import read_record
-from guardrails.repair import HOW_TO_GO_ON, copy_version, heal_tree
+from guardrails.repair import HOW_TO_GO_ON, copy_version, heal_tree, put_metadata_back
 from guardrails.signature import take_signature
 from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, remove_temporary_files, utc_now, write_json
 from guardrails.trash import discard, remove_unfinished_entries
@@ -40,10 +40,34 @@ Announce = Callable[[str], None]
 # Copying and checking a large model under the lock takes this long at worst.
 STORE_SECONDS = 600.0
 INTENT_KEYS = {"operation": str, "config": dict, "queue": list}
+QUEUE_KEYS = {"name", "blake3", "trained", "reason"}
+CHANGE_KEYS = {
+    "created_at": str,
+    **dict.fromkeys(("stage", "target"), str | None),
+    **dict.fromkeys(("stage_inode", "live_inode"), int | None),
+    **dict.fromkeys(("signed", "previous_head"), dict),
+    "displaced": dict | None,
+    "restores": list,
+    "last_number": int,
+}
 CONFIG_CHANGE = "config change"
 DISPLACED = f"{STAGE_PREFIX}displaced"
 CONSOLIDATION_LOCK = "consolidation.lock"
 UNSIGNED: dict[str, Any] = {"signed_at_ns": 0, "signature": {}}
+
+
+def read_intent(paths: Paths) -> dict[str, Any] | None:
+    """The change that is under way or was interrupted; None if there is none.
+
+    Raises:
+        DamagedStateError: its record cannot be read.
+    """
+    intent = read_json(paths.intent, INTENT_KEYS)
+    if intent is not None and intent["operation"] != CONFIG_CHANGE:
+        intent = read_json(paths.intent, INTENT_KEYS | CHANGE_KEYS)
+    if intent is not None and not all(isinstance(one, dict) and one.keys() == QUEUE_KEYS for one in intent["queue"]):
+        raise DamagedStateError(f"{paths.intent} is damaged: queue", "docs/recovery.md says what to do about it")
+    return intent
 
 
 def say_nothing(line: str) -> None:
@@ -60,7 +84,7 @@ def open_store(paths: Paths, purpose: str, announce: Announce = say_nothing) -> 
 
 def finish_pending(paths: Paths, announce: Announce = say_nothing) -> None:
     """Finish the change that a kill interrupted and remove stages that no record names. Needs the store lock."""
-    intent = read_json(paths.intent, INTENT_KEYS)
+    intent = read_intent(paths)
     if intent is not None:
         announce(f"finishing the interrupted {intent['operation']}")
         try:
@@ -73,7 +97,8 @@ def finish_pending(paths: Paths, announce: Announce = say_nothing) -> None:
             announce(error.message)
     for path in (paths.config, paths.config_lock):
         remove_temporary_files(paths.base, path)
-    folders = [paths.models, paths.versions, backups_folder(paths)]
+    remove_leftovers(backups_folder(paths))
+    folders = [paths.models, paths.versions]
     if read_holder(paths.locks / CONSOLIDATION_LOCK) is None:
         # A merge at work writes there without the store lock.
         folders.append(paths.consolidated_models)
@@ -93,12 +118,13 @@ def finish_pending(paths: Paths, announce: Announce = say_nothing) -> None:
 
 def changed_by_hand_metadata(paths: Paths, head: dict[str, Any], description: str, kind: str) -> dict[str, Any]:
     """Metadata of a model that no run of ours made: what is known from the version that it came from."""
-    parent = read_metadata(paths, head["version"]) if head["version"] else None
+    came_from = head["version"] if head["version"] and paths.version(head["version"]).is_dir() else None
+    parent = read_metadata(paths, came_from) if came_from else None
     inherited = ("training_steps", "total_evals", "base_model", "base_model_fingerprint", "config", "libraries")
     return {
         "description": description,
         "kind": kind,
-        "parent": head["version"],
+        "parent": came_from,
         "run_id": None,
         "run_steps": 0,
         "loss": None,
@@ -165,7 +191,20 @@ def change_to(
         "queue": _queue_changes(paths, head["version"], target, operation) if queue_follows else [],
     }
     write_json(paths.intent, intent)
-    carry_out(paths, intent, announce, is_checked=is_checked)
+    try:
+        carry_out(paths, intent, announce, is_checked=is_checked)
+    except OSError:
+        _forget_if_not_begun(paths, intent)
+        raise
+
+
+def _forget_if_not_begun(paths: Paths, intent: dict[str, Any]) -> None:
+    """Drop a change that failed before its first step, so that no later command carries it out unasked."""
+    stage = paths.base / intent["stage"] if intent["stage"] else None
+    is_stage_there = stage is None or _inode(stage) == intent["stage_inode"]
+    if is_stage_there and _inode(paths.current_model) == intent["live_inode"]:
+        paths.intent.unlink(missing_ok=True)
+        fsync_folder(paths.models)
 
 
 def change_config(paths: Paths, values: dict[str, Any], lock: dict[str, Any]) -> None:
@@ -275,27 +314,65 @@ def _settle_displaced(paths: Paths, intent: dict[str, Any]) -> dict[str, Any]:
         **intent["signed"],
         "restores": intent["restores"],
         "last_number": intent["last_number"],
-        "retired": previous["retired"],
+        "retired": None if out == paths.retired_model else previous["retired"],
     }
-    if out == paths.retired_model:
-        head["retired"] = None
+    if displaced is not None and "retire" in displaced:
+        tree = _find_displaced(paths, intent, out)
+        if tree is None:
+            return head
+        signature = take_signature(tree)
+        if signature == previous["signature"] or _is_version(paths, tree, displaced["retire"]):
+            _retire(paths, tree, previous["retired"])
+            return {**head, "retired": {"version": displaced["retire"], "signature": signature}}
+        # Somebody wrote into it after the change was decided on.
+        displaced = {
+            "adopt": intent["last_number"] + 1,
+            "metadata": changed_by_hand_metadata(
+                paths, previous, f"changed by hand, saved by {intent['operation']}", "snapshot"
+            ),
+        }
+        intent.update({"displaced": displaced, "last_number": displaced["adopt"], "displaced_path": str(tree)})
+        write_json(paths.intent, intent)
     if displaced is None:
         if out.exists():
             discard(paths, out, f"{intent['operation']} put it out")
         return head
-    if "adopt" in displaced:
-        if out.exists():
-            add_version(paths, displaced["adopt"], out, displaced["metadata"], "move")
-            discard(paths, out, "its files are a version now")
-        return head
-    if out != paths.retired_model and out.exists():
-        if paths.retired_model.exists():
-            _drop_retired(paths, previous["retired"])
-        paths.retired.mkdir(exist_ok=True)
-        out.rename(paths.retired_model)
-        fsync_folder(paths.retired)
-    head["retired"] = {"version": displaced["retire"], "signature": take_signature(paths.retired_model)}
-    return head
+    if "displaced_path" in intent:
+        out = Path(intent["displaced_path"])
+    if out.exists():
+        add_version(paths, displaced["adopt"], out, displaced["metadata"], "move")
+        discard(paths, out, "its files are a version now")
+    if out == paths.retired_model:
+        head["retired"] = None
+    return {**head, "last_number": intent["last_number"]}
+
+
+def _find_displaced(paths: Paths, intent: dict[str, Any], out: Path) -> Path | None:
+    """The tree that was ``current_model/``, wherever a kill left it; None if others removed it."""
+    for tree in (out, paths.retired_model):
+        if _inode(tree) == intent["live_inode"]:
+            return tree
+    # Copied to other inodes: the place has to tell.
+    return out if out.exists() else None
+
+
+def _is_version(paths: Paths, tree: Path, version_id: str) -> bool:
+    """Whether a tree holds the bytes of a version, as far as that is known."""
+    try:
+        return not find_damage(tree, read_metadata(paths, version_id)["files"])
+    except GuardrailsError:
+        return False
+
+
+def _retire(paths: Paths, tree: Path, retired: dict[str, Any] | None) -> None:
+    """Make ``tree`` the retired tree."""
+    if tree == paths.retired_model:
+        return
+    if paths.retired_model.exists():
+        _drop_retired(paths, retired)
+    paths.retired.mkdir(exist_ok=True)
+    tree.rename(paths.retired_model)
+    fsync_folder(paths.retired)
 
 
 def _is_as_retired(paths: Paths, retired: dict[str, Any]) -> bool:
@@ -307,16 +384,26 @@ def _is_as_retired(paths: Paths, retired: dict[str, Any]) -> bool:
 
 
 def _drop_retired(paths: Paths, retired: dict[str, Any] | None) -> None:
-    """Make room for the next retired tree. Only one that a kept version equals is removed for good."""
-    if retired and is_kept(paths, retired["version"]) and _is_as_retired(paths, retired):
+    """Make room for the next retired tree. Only one whose bytes a version and a backup hold is removed for good."""
+    if retired and _is_as_retired(paths, retired) and _has_two_copies(paths, retired["version"]):
         remove_tree(paths.retired_model)
     else:
-        discard(paths, paths.retired_model, "it was changed since it was retired")
+        discard(paths, paths.retired_model, "it was changed, or its version has no backup")
+
+
+def _has_two_copies(paths: Paths, version_id: str) -> bool:
+    if not is_kept(paths, version_id):
+        return False
+    try:
+        return backup_of_version(backups_folder(paths), read_metadata(paths, version_id)) is not None
+    except (GuardrailsError, OSError):
+        return False
 
 
 def _check_or_heal(paths: Paths, intent: dict[str, Any], announce: Announce) -> bool:
     """Step 4: whether ``current_model/`` holds the target's bytes, if need be after healing."""
     target = intent["target"]
+    put_metadata_back(paths, target)
     files = read_metadata(paths, target)["files"]
     problems = find_damage(paths.current_model, files)
     if not problems:

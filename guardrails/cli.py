@@ -22,8 +22,9 @@ from guardrails.errors import (
     IntegrityError,
     OperationError,
 )
+from guardrails.locks import read_holder
 from guardrails.paths import CODE_DIR, Paths, find_base_dir
-from guardrails.state_io import dump_json
+from guardrails.state_io import dump_json, read_json
 
 BAR_AFTER_SECONDS = 0.5
 
@@ -97,6 +98,30 @@ def print_json(document: object) -> None:
     sys.stdout.write(text + "\n")
 
 
+def note_pending(paths: Paths) -> None:
+    """Say on stderr that a change was interrupted: what is read meanwhile is neither the old nor the new state."""
+    try:
+        intent = read_json(paths.intent, {"operation": str})
+    except DamagedStateError as error:
+        line = f"note: {error.message}"
+    else:
+        if intent is None:
+            return
+        what = intent["operation"]
+        line = f"note: an interrupted {what} is pending; the next writing command finishes it"
+        if read_holder(paths.locks / "store.lock") is not None:
+            line = f"note: a {what} is under way"
+    with suppress(OSError):
+        click.echo(show_name(line), err=True)
+
+
+@contextmanager
+def only_reading(paths: Paths) -> Iterator[None]:
+    """For a dry run, in the place of the store lock, which it does not take."""
+    note_pending(paths)
+    yield
+
+
 def symbol(text: str, plain: str) -> str:
     """``text`` where stdout can show it, else ``plain``."""
     try:
@@ -108,6 +133,8 @@ def symbol(text: str, plain: str) -> str:
 
 def show_name(name: str) -> str:
     """A file name on one line: control characters and what stdout cannot show are escaped."""
+    if name.isascii() and name.isprintable():
+        return name
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
     return escaped.encode(sys.stdout.encoding or "ascii", "backslashreplace").decode(sys.stdout.encoding or "ascii")
 

@@ -8,11 +8,15 @@ from guardrails.backups import backups_folder, list_backup_ids, read_backup
 from guardrails.errors import DamagedStateError
 from guardrails.manifest import FileEntry, KnownHashes
 from guardrails.paths import Paths
+from guardrails.state_io import read_json
 from guardrails.version_records import is_kept, list_version_ids, read_metadata
+
+# Owners that are no version or backup.
+LIVE, RETIRED = "current_model/", "models/retired/"
 
 
 class Copy(NamedTuple):
-    """A file that is recorded with certain bytes; ``owner`` is its version or backup."""
+    """A file that is recorded with certain bytes; ``owner`` is its version or backup, or one of those above."""
 
     owner: str
     path: Path
@@ -38,6 +42,17 @@ class Copies:
             self._add(version_id, paths.version(version_id) / "model", lambda v: read_metadata(paths, v), strict)
         for backup_id in reversed(list_backup_ids(folder)):
             self._add(backup_id, folder / backup_id / "model", lambda b: read_backup(folder, b), strict)
+        self._add_trees_in_use(paths)
+
+    def _add_trees_in_use(self, paths: Paths) -> None:
+        """Trees that others may write to: good enough to heal from, but no copies to rely on."""
+        head = _read_lightly(paths.head)
+        for owner, root, version_id in (
+            (LIVE, paths.current_model, head.get("version")),
+            (RETIRED, paths.retired_model, (head.get("retired") or {}).get("version")),
+        ):
+            if isinstance(version_id, str) and paths.version(version_id).is_dir():
+                self._add(owner, root, lambda _, v=version_id: read_metadata(paths, v), False)
 
     def _add(self, owner: str, root: Path, read: Any, strict: bool) -> None:
         try:
@@ -61,10 +76,21 @@ class Copies:
         except OSError:
             return False
 
-    def lacking(self, files: list[FileEntry], without: Set[str]) -> str | None:
-        """The first file that has no good copy but those of the owners in ``without``; None if all have one."""
+    def lacking(self, files: list[FileEntry], without: Set[str] = frozenset()) -> str | None:
+        """The first file that has no good copy but those of the owners in ``without``; None if all have one.
+
+        Only versions and backups count: others write to the rest.
+        """
+        without = {*without, LIVE, RETIRED}
         return next((entry["path"] for entry in files if next(self.good(entry, without), None) is None), None)
 
     def forget(self, owner: str) -> None:
         """What belongs to ``owner`` counts no more: it was removed."""
         self._forgotten.add(owner)
+
+
+def _read_lightly(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path) or {}
+    except DamagedStateError:
+        return {}

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from guardrails import intake, queue, signals
-from guardrails.backups import backup_of_version, backups_folder, list_backup_ids, read_backup
+from guardrails.backups import backup_of_version, backups_folder
 from guardrails.change import change_to, finish_pending, open_store
 from guardrails.config import TRAINING_KEYS, load_config
 from guardrails.config_lock import make_lock
@@ -31,7 +31,7 @@ from guardrails.errors import (
 from guardrails.head import condition_of_live_model, read_head, trained_lookup
 from guardrails.live_model import finish_published_run, publish_run, save_version
 from guardrails.locks import FileLock, read_holder
-from guardrails.model_backups import back_up_version
+from guardrails.model_backups import back_up_version, was_backed_up_since
 from guardrails.paths import PRIORITIES, Paths
 from guardrails.preflight import Preflight, check_before_training, is_consolidated
 from guardrails.queue_records import Record, find_duplicate, next_file, processing
@@ -607,11 +607,8 @@ class Daemon:
         folder = backups_folder(self.paths)
         if config.backup == "off" or backup_of_version(folder, version) is not None:
             return
-        ids = list_backup_ids(folder)
-        if config.backup == "daily" and ids:
-            newest = read_backup(folder, ids[-1])["created_at"]
-            if newest > time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - DAY_SECONDS)):
-                return
+        if config.backup == "daily" and was_backed_up_since(self.paths, time.time() - DAY_SECONDS):
+            return
         backup = back_up_version(self.paths, version["id"])
         self.log(f"{version['id']} backed up as {backup['id']}")
 

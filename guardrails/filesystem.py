@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from blake3 import blake3
 
 from guardrails import progress
-from guardrails.errors import IntegrityError
+from guardrails.errors import DiskSpaceError, IntegrityError
 from guardrails.manifest import BLOCK_BYTES, FileEntry, hash_file, list_files
 from guardrails.state_io import fsync_folder
 
@@ -125,7 +125,7 @@ def copy_file(source: Path, target: Path, mode: int) -> str:
     try:
         writer = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            digest = _copy_bytes(reader, writer)
+            digest = _copy_bytes(reader, source, writer, target)
             os.fchmod(writer, mode)
         except BaseException:
             target.unlink(missing_ok=True)
@@ -137,7 +137,7 @@ def copy_file(source: Path, target: Path, mode: int) -> str:
     return digest
 
 
-def _copy_bytes(reader: int, writer: int) -> str:
+def _copy_bytes(reader: int, source: Path, writer: int, target: Path) -> str:
     """Copy all bytes between two descriptors; their BLAKE3. A large file is hashed while the disk writes.
 
     Its blocks go past the page cache where the file system allows it: filling the cache costs more than the copy, and
@@ -145,9 +145,9 @@ def _copy_bytes(reader: int, writer: int) -> str:
     """
     if os.fstat(reader).st_size <= BLOCK_BYTES:
         hasher, buffer = blake3(), memoryview(bytearray(BLOCK_BYTES))
-        while count := os.readv(reader, [buffer]):
+        while count := _read(reader, buffer, source):
             hasher.update(buffer[:count])
-            _write_all(writer, buffer[:count])
+            _write_all(writer, buffer[:count], target)
         return hasher.hexdigest()
 
     import mmap
@@ -159,21 +159,34 @@ def _copy_bytes(reader: int, writer: int) -> str:
     blocks = [memoryview(mmap.mmap(-1, BLOCK_BYTES)) for _ in range(3)]
     hashed: list[Future[Any] | None] = [None] * len(blocks)
     _set_direct(writer, True)
+    ahead = len(blocks) * BLOCK_BYTES
+    os.posix_fadvise(reader, 0, ahead, os.POSIX_FADV_WILLNEED)
     with ThreadPoolExecutor(max_workers=1) as pool:
         for index in itertools.cycle(range(len(blocks))):
             if (previous := hashed[index]) is not None:
                 previous.result()
-            count = os.readv(reader, [blocks[index]])
+            count = _read(reader, blocks[index], source)
             if count == 0:
                 break
+            # The disk reads what comes next while this is written.
+            os.posix_fadvise(reader, ahead, BLOCK_BYTES, os.POSIX_FADV_WILLNEED)
+            ahead += BLOCK_BYTES
             hashed[index] = pool.submit(hasher.update, blocks[index][:count])
             if count % DIRECT_BYTES:
                 _set_direct(writer, False)
-            _write_all(writer, blocks[index][:count])
+            _write_all(writer, blocks[index][:count], target)
     return hasher.hexdigest()
 
 
-def _write_all(descriptor: int, block: memoryview) -> None:
+def _read(descriptor: int, block: memoryview, path: Path) -> int:
+    try:
+        return os.readv(descriptor, [block])
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def _write_all(descriptor: int, block: memoryview, path: Path) -> None:
     written = 0
     while written < len(block):
         try:
@@ -181,6 +194,7 @@ def _write_all(descriptor: int, block: memoryview) -> None:
         except OSError as error:
             # Some file systems take the flag and refuse the write.
             if error.errno != errno.EINVAL or not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+                error.filename = str(path)
                 raise
             _set_direct(descriptor, False)
         else:
@@ -227,7 +241,8 @@ def can_reflink(file: Path, folder: Path) -> bool:
     probe = folder / f"reflink.tmp-{os.getpid()}-{os.urandom(4).hex()}"
     if not try_reflink(file, probe):
         return False
-    probe.unlink()
+    # Another process may have taken it for the leftover of a kill.
+    probe.unlink(missing_ok=True)
     return True
 
 
@@ -375,6 +390,22 @@ def free_bytes(path: Path) -> int:
         path = path.parent
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
+
+
+def require_space(folder: Path, tree: Path, leave_out: Set[str] = frozenset()) -> None:
+    """That a copy of ``tree`` fits on the disk of ``folder``, but for blocks that it can share.
+
+    Raises:
+        DiskSpaceError: it does not.
+    """
+    names = [path for path in list_files(tree) if path not in leave_out] if tree.is_dir() else [""]
+    needed = sum((tree / name).stat().st_size for name in names)
+    free = free_bytes(folder)
+    if free < needed and not (names and can_reflink(tree / names[0], folder)):
+        raise DiskSpaceError(
+            f"{free >> 20} MiB are free on the disk of {folder}, a copy of {tree} needs {(needed >> 20) + 1} MiB",
+            "free some disk space, then run the command again",
+        )
 
 
 def is_being_written(path: Path) -> bool | None:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from guardrails.config import LOCKED_KEYS
 from guardrails.config_lock import read_lock_file
-from guardrails.errors import OperationError
-from guardrails.manifest import find_damage, hash_file, list_files
+from guardrails.errors import DamagedStateError, IntegrityError, OperationError
+from guardrails.manifest import hash_file, list_files, make_manifest, same_content
 from guardrails.paths import Paths
 from guardrails.signature import FINE_GRANULARITY_NS, Signature, settles_at, take_signature
 from guardrails.state_io import SCHEMA_VERSION, read_json, write_json
@@ -19,6 +19,7 @@ from guardrails.version_records import is_kept, list_version_ids, read_metadata,
 Condition = Literal["absent", "version", "changed"]
 HEAD_KEYS = {
     "version": str | None,
+    "signed_at_ns": int,
     "signature": dict,
     "restores": list,
     "last_number": int,
@@ -47,11 +48,22 @@ def read_head(paths: Paths) -> dict[str, Any]:
     """
     document = read_json(paths.head)
     if document is not None and "version" in document:
-        return {**EMPTY_HEAD, **(read_json(paths.head, HEAD_KEYS) or {})}
+        head = {**EMPTY_HEAD, **(read_json(paths.head, HEAD_KEYS) or {})}
+        remembered = all(isinstance(one, dict) and {"at", "over"} <= one.keys() for one in head["restores"])
+        retired = head["retired"] is None or {"version", "signature"} <= head["retired"].keys()
+        if not (remembered and retired):
+            raise DamagedStateError(
+                f"{paths.head} is damaged: restores or retired", "docs/recovery.md says what to do about it"
+            )
+        return head
     ids = [version_id for version_id in reversed(list_version_ids(paths)) if is_kept(paths, version_id)]
     if not ids:
         return dict(EMPTY_HEAD)
-    equal = (v for v in ids if not find_damage(paths.current_model, read_metadata(paths, v)["files"]))
+    try:
+        live = make_manifest(paths.current_model)
+    except (OSError, IntegrityError):
+        live = []
+    equal = (version_id for version_id in ids if same_content(read_metadata(paths, version_id)["files"], live))
     return {**EMPTY_HEAD, "version": next(equal, ids[0])}
 
 
@@ -114,7 +126,7 @@ def condition_of_live_model(paths: Paths, head: dict[str, Any]) -> Condition:
     check_live_folder(paths)
     if not paths.current_model.is_dir() or not list_files(paths.current_model):
         return "absent"
-    if head["version"] is None:
+    if head["version"] is None or not paths.version(head["version"]).is_dir():
         return "changed"
     signed = sign(paths.current_model)
     touched = signed["signature"].keys() - untouched_files(head, signed["signature"])
@@ -141,11 +153,13 @@ def check_live_folder(paths: Paths) -> None:
         raise OperationError(
             f"{paths.current_model} is a mount point", "mount the disk as the whole base dir, not as current_model/"
         )
-    if paths.models.exists() and paths.models.stat().st_dev != paths.base.stat().st_dev:
-        raise OperationError(
-            f"{paths.models} is on another disk than {paths.base}; folders cannot be exchanged between disks",
-            "put the whole base dir on that disk; only backups may be elsewhere (backup_dir)",
-        )
+    device = paths.base.stat().st_dev
+    for folder in (paths.models, paths.versions, paths.retired, paths.trash):
+        if folder.exists() and folder.stat().st_dev != device:
+            raise OperationError(
+                f"{folder} is on another disk than {paths.base}; folders cannot be exchanged between disks",
+                "put the whole base dir on that disk; only backups may be elsewhere (backup_dir)",
+            )
 
 
 def trained_lookup(paths: Paths) -> Callable[[str], str | None]:

@@ -6,23 +6,32 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from guardrails import signals
-from guardrails.change import INTENT_KEYS, Announce, change_to, changed_by_hand_metadata, open_store
-from guardrails.errors import BusyError, IntegrityError, OperationError
+from guardrails.change import (
+    STORE_SECONDS,
+    Announce,
+    change_to,
+    changed_by_hand_metadata,
+    finish_pending,
+    open_store,
+    read_intent,
+)
+from guardrails.copies import Copies
+from guardrails.errors import BusyError, DamagedStateError, IntegrityError, OperationError
 from guardrails.filesystem import rename_noreplace
 from guardrails.head import condition_of_live_model, next_number, read_head, sign, untouched_files, write_head
 from guardrails.locks import read_holder
-from guardrails.manifest import find_damage
+from guardrails.manifest import KnownHashes, find_damage
 from guardrails.paths import STAGE_PREFIX, Paths
 from guardrails.preflight import refuse_torn_weights
 from guardrails.queue import finish
 from guardrails.queue_records import Record, find_states, processing, read_record
 from guardrails.removal import bring_back
-from guardrails.repair import copy_version
+from guardrails.repair import HOW_TO_GO_ON, copy_version, repair_version
 from guardrails.runs import drop_run, read_job, read_outcome, remove_continuation, run_of, worker_of
 from guardrails.signature import take_signature
 from guardrails.state_io import fsync_folder, read_json, utc_now
 from guardrails.version_records import is_kept, lineage, list_version_ids, read_metadata, version_name, version_number
-from guardrails.versions import add_version
+from guardrails.versions import add_version, store_lock
 from guardrails.writers import refuse_writers
 
 POLL_SECONDS = 0.05
@@ -55,8 +64,13 @@ def save_version(paths: Paths, description: str, kind: Literal["manual", "snapsh
     condition = condition_of_live_model(paths, head)
     if condition == "absent":
         return None, False
-    if condition == "version":
+    if condition == "version" and _is_whole(paths, head["version"]):
         return str(head["version"]), False
+    if condition == "version":
+        # Its own files are gone or cut short, and the model has them.
+        repaired = repair_version(paths, head["version"], Copies(paths, strict=False), KnownHashes())
+        if not repaired.left:
+            return str(head["version"]), False
     refuse_writers(paths.current_model)
     refuse_torn_weights(paths.current_model)
     signed = sign(paths.current_model)
@@ -82,6 +96,16 @@ def save_version(paths: Paths, description: str, kind: Literal["manual", "snapsh
     changed = {"version": metadata["id"], "changed_at": utc_now(), "operation": "create", "last_number": number}
     write_head(paths, {**head, **signed, **changed})
     return str(metadata["id"]), True
+
+
+def _is_whole(paths: Paths, version_id: str) -> bool:
+    """Whether every file of a version is there and as long as it was saved."""
+    model = paths.version(version_id) / "model"
+    try:
+        sizes = {path: stat[0] for path, stat in take_signature(model).items()}
+        return sizes == {entry["path"]: entry["size"] for entry in read_metadata(paths, version_id)["files"]}
+    except (OSError, DamagedStateError):
+        return False
 
 
 def publish_run(paths: Paths, record: Record, announce: Announce) -> dict[str, Any] | None:
@@ -204,7 +228,7 @@ def put_in_place(paths: Paths, version_id: str, announce: Announce) -> Outcome:
         return Outcome(f"current_model/ was {version_id} already", None, version_id)
     before = version_name(next_number(paths, head)) if condition == "changed" else head["version"]
     restores = head["restores"]
-    if condition != "absent" or head["version"] is None:
+    if before != version_id:
         restores = [*restores, {"at": version_id, "over": before}]
     change_to(paths, head, version_id, "restore", announce, restores=restores)
     # By name where there is one: with a run that stands still, a rollback would drop that first.
@@ -247,11 +271,18 @@ def rollback(paths: Paths, announce: Announce) -> Outcome:
         IntegrityError: the version to go back to is damaged beyond healing; nothing was changed.
     """
     _wait_for_run_to_rest(paths, announce)
-    interrupted = read_json(paths.intent, INTENT_KEYS)
+    with store_lock(paths).hold("rolling back", STORE_SECONDS):
+        # Under the lock, or it might be the change of a process that is at it.
+        interrupted = read_intent(paths)
+        if interrupted is not None:
+            finish_pending(paths, announce)
     if interrupted is not None and interrupted["operation"] == "rollback":
         # The one that was interrupted is the one that is meant.
-        with open_store(paths, "rolling back", announce):
-            version = read_head(paths)["version"]
+        version, target = read_head(paths)["version"], interrupted["target"]
+        if version != target:
+            raise IntegrityError(
+                f"{target} is damaged and no second copy heals it; current_model/ is {version or 'empty'}", HOW_TO_GO_ON
+            )
         return Outcome(
             f"finished the rollback that was interrupted; current_model/ is {version or 'empty'}", None, version
         )
@@ -349,26 +380,35 @@ def _before_last_change(
     """The version to go back to, and the memory of restores as it is then."""
     restores: list[dict[str, Any]] = head["restores"]
     for index in reversed(range(len(restores))):
-        over = restores[index]["over"]
-        if restores[index]["at"] == head["version"] and (over is None or is_kept(paths, over)):
-            return over, restores[:index]
-    oldest = read_metadata(paths, head["version"])
-    parent = oldest["parent"]
-    for ancestor in lineage(paths, parent):
+        if restores[index]["at"] == head["version"]:
+            over = restores[index]["over"]
+            return (None if over is None else _nearest_kept(paths, over, announce)), restores[:index]
+    parent = read_metadata(paths, head["version"])["parent"]
+    return (None if parent is None else _nearest_kept(paths, parent, announce)), restores
+
+
+def _nearest_kept(paths: Paths, version_id: str, announce: Announce) -> str:
+    """The version, or where it was removed its nearest kept ancestor; where none is kept, it is brought back.
+
+    Raises:
+        OperationError: it is gone without a trace.
+    """
+    oldest = None
+    for ancestor in lineage(paths, version_id):
         oldest = ancestor
         if is_kept(paths, ancestor["id"]):
-            if ancestor["id"] != parent:
-                announce(f"{parent} was removed; going back to its nearest kept ancestor {ancestor['id']}")
-            return str(ancestor["id"]), restores
-    if oldest["parent"] is not None:
+            if ancestor["id"] != version_id:
+                announce(f"{version_id} was removed; going back to its nearest kept ancestor {ancestor['id']}")
+            return str(ancestor["id"])
+    gone = version_id if oldest is None else oldest["parent"]
+    if gone is not None:
         raise OperationError(
-            f"{oldest['parent']}, which {oldest['id']} came from, is gone with its metadata",
+            f"{gone}, which the model came from, is gone with its metadata",
             "backup_manager.py list, then restore its backup; or choose a version: model_versioner.py list",
         )
-    if parent is not None:
-        # None of its ancestors is kept: rather the parent from the trash or a backup than an empty model.
-        announce(f"{parent} was removed; brought back from {bring_back(paths, parent)}")
-    return parent, restores
+    # None of its ancestors is kept: rather the version from the trash or a backup than an empty model.
+    announce(f"{version_id} was removed; brought back from {bring_back(paths, version_id)}")
+    return version_id
 
 
 def _daemon_state(paths: Paths) -> str | None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 CODE_DIR = Path(__file__).resolve().parent.parent
 
-VERSION_ID = re.compile(r"v(\d{3,})")
-BACKUP_ID = re.compile(r"b(\d{3,})")
+VERSION_ID = re.compile(r"v([0-9]{3,})")
+BACKUP_ID = re.compile(r"b([0-9]{3,})")
 # Names of trees that are being made; the next writing command removes what a kill left of them.
 STAGE_PREFIX = ".stage-"
 
@@ -60,8 +60,11 @@ class Paths:
         return self.versions / version_id
 
     def resolve(self, value: str) -> Path:
-        """A path from the config: relative to the base dir, ``~`` allowed."""
-        return self.base / Path(value).expanduser()
+        """A path from the config: relative to the base dir, ``~`` allowed; that of nobody is a name like any other."""
+        try:
+            return self.base / Path(value).expanduser()
+        except RuntimeError:
+            return self.base / value
 
     def relative(self, path: Path) -> str:
         """``path`` as shown to people: relative to the base dir where it lies in it."""

@@ -4,7 +4,7 @@ Whatever is removed, each of its files has a good copy elsewhere, read from the 
 cannot be read stops it all. Everything here is called under the store lock.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +14,14 @@ from guardrails.copies import Copies
 from guardrails.errors import DamagedStateError, IntegrityError, LastCopyError, OperationError
 from guardrails.filesystem import remove_tree
 from guardrails.head import read_head
-from guardrails.manifest import KnownHashes, find_damage
+from guardrails.manifest import FileEntry, KnownHashes, find_damage, hash_file, make_manifest
 from guardrails.paths import Paths
 from guardrails.queue_records import processing
 from guardrails.retention import Policy, choose, parse_time
 from guardrails.runs import read_job, run_of
 from guardrails.state_io import utc_now
 from guardrails.trash import Entry, find_version, list_entries, put_in_trash, trash_of_backups
-from guardrails.version_records import is_kept, list_version_ids, read_metadata
+from guardrails.version_records import is_kept, list_version_ids, read_metadata, remember_versions
 from guardrails.versions import put_model_back, put_version_back, unlocked, write_metadata
 
 
@@ -92,6 +92,8 @@ def prune(paths: Paths, policy: Policy, *, execute: bool) -> list[Decision]:
             # Also in a dry run, or it would promise what the real one refuses.
             copies.forget(version_id)
         decisions.append(Decision(version_id, not reasons, ", ".join(reasons)))
+    if execute:
+        remember_versions(paths)
     return decisions
 
 
@@ -122,10 +124,11 @@ def clean_up_backups(paths: Paths, retention_days: int, *, execute: bool) -> lis
 
 
 def find_newest_good(folder: Path, ids: Sequence[str]) -> str | None:
-    """The newest backup whose every byte is as saved."""
+    """The newest backup of a version whose every byte is as saved."""
     hash_of = KnownHashes()
     for backup_id in reversed(ids):
-        if not find_damage(folder / backup_id / "model", read_backup(folder, backup_id)["files"], hash_of=hash_of):
+        backup = read_backup(folder, backup_id)
+        if backup["version"] and not find_damage(folder / backup_id / "model", backup["files"], hash_of=hash_of):
             return backup_id
     return None
 
@@ -143,20 +146,23 @@ def bring_back(paths: Paths, version_id: str) -> str:
         put_model_back(paths, _without_removal(metadata), entry.content)
         remove_tree(entry.folder)
         return "the trash"
+    damaged = [f"what the trash holds of it ({entry.content})"] if entry is not None else []
     folder = backups_folder(paths)
     for backup_id in reversed(list_backup_ids(folder)):
         try:
             backup = read_backup(folder, backup_id)
         except DamagedStateError:
             continue
-        model = folder / backup_id / "model"
-        if backup["files"] == metadata["files"] and not find_damage(model, backup["files"], hash_of=KnownHashes()):
-            put_version_back(paths, metadata, model)
+        if backup["files"] != metadata["files"]:
+            continue
+        if not find_damage(folder / backup_id / "model", backup["files"], hash_of=KnownHashes()):
+            put_version_back(paths, metadata, folder / backup_id / "model")
             return backup_id
-    if entry is not None:
+        damaged.append(backup_id)
+    if damaged:
         raise IntegrityError(
-            f"what the trash holds of {version_id} is damaged, and no backup has it",
-            f"look at it: {entry.content}; it was left as it is",
+            f"{version_id} cannot be brought back: {' and '.join(damaged)} is damaged",
+            "model_versioner.py repair heals backups where another copy is good; then run this again",
         )
     raise OperationError(
         f"the model of {version_id} is gone; only its metadata is kept", "choose another: model_versioner.py list"
@@ -167,27 +173,46 @@ def _without_removal(metadata: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in metadata.items() if key != "removed_at"}
 
 
-def empty_trash(paths: Paths, days: float, *, execute: bool) -> list[Decision]:
-    """Remove what has been in the trash for ``days`` and more, but no last good copy; only with ``execute``."""
+def empty_trash(paths: Paths, days: float, *, execute: bool, unsaved: bool = False) -> list[Decision]:
+    """Remove what has been in the trash for ``days`` and more, but no last good copy; only with ``execute``.
+
+    ``unsaved``: also what no version and no backup holds, unless it was a version or backup itself.
+    """
     copies = Copies(paths, strict=True)
     folder = backups_folder(paths)
     trashes = {paths.trash, trash_of_backups(paths, folder)}
     decisions = []
     for entry in (entry for trash in sorted(trashes) for entry in list_entries(trash)):
-        reason = ""
-        if entry.age_seconds() < days * 86400:
-            reason = f"removed less than {days:g} days ago"
-        elif lacking := _lacking(entry, copies):
-            reason = f"the last good copy of its {lacking}"
+        reason = _reason_to_stay(entry, copies, days, unsaved)
         if not reason and execute:
             remove_tree(entry.folder)
         decisions.append(Decision(entry.folder.name, not reason, reason))
     return decisions
 
 
-def _lacking(entry: Entry, copies: Copies, nobody: Set[str] = frozenset()) -> str | None:
-    files = ((entry.record or {}).get("metadata") or {}).get("files", [])
-    return copies.lacking(files, nobody)
+def _reason_to_stay(entry: Entry, copies: Copies, days: float, unsaved: bool) -> str:
+    if entry.record is None:
+        return "nothing tells what it was; look at it"
+    if entry.age_seconds() < days * 86400:
+        return f"removed less than {days:g} days ago"
+    if entry.record["kind"] in ("version", "backup"):
+        lacking = copies.lacking((entry.record["metadata"] or {}).get("files", []))
+        return f"the last good copy of its {lacking}" if lacking else ""
+    if entry.record["kind"] == "replaced" and not unsaved and (lacking := copies.lacking(_list_content(entry))):
+        return f"no version and no backup has its {lacking}; --unsaved removes it all the same"
+    return ""
+
+
+def _list_content(entry: Entry) -> list[FileEntry]:
+    """The files of an entry as a manifest; what is no regular file is in no version anyway."""
+    if entry.content.is_dir() and not entry.content.is_symlink():
+        try:
+            return make_manifest(entry.content)
+        except IntegrityError:
+            return [{"path": entry.content.name, "size": 0, "blake3": ""}]
+    if entry.content.is_file():
+        return [{"path": "content", "size": entry.content.stat().st_size, "blake3": hash_file(entry.content)}]
+    return []
 
 
 def set_pinned(paths: Paths, version_id: str, pinned: bool) -> bool:

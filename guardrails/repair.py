@@ -5,20 +5,27 @@ Damaged bytes are kept in the trash. Everything here is called under the store l
 
 import contextlib
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from guardrails.backups import METADATA_KEYS, backups_folder, list_backup_ids, read_backup, verify_backup
+from guardrails.backups import (
+    METADATA_KEYS,
+    backups_folder,
+    list_backup_ids,
+    lock_of_backups,
+    read_backup,
+    verify_backup,
+)
 from guardrails.copies import Copies
 from guardrails.errors import DamagedStateError, GuardrailsError, IntegrityError
-from guardrails.filesystem import can_reflink, copy_file, copy_tree, remove_tree, sync_filesystem
+from guardrails.filesystem import can_reflink, copy_file, copy_tree, remove_tree, require_space, sync_filesystem
 from guardrails.manifest import (
     FileEntry,
     KnownHashes,
     find_damage,
     hash_file,
-    list_files,
     make_manifest,
     same_content,
     total_size,
@@ -26,7 +33,13 @@ from guardrails.manifest import (
 from guardrails.paths import Paths
 from guardrails.state_io import SCHEMA_VERSION, fsync_folder, set_aside, utc_now, write_json
 from guardrails.trash import keep_damaged, put_in_trash, trash_of_backups
-from guardrails.version_records import is_kept, list_version_ids, read_metadata
+from guardrails.version_records import (
+    is_kept,
+    list_version_ids,
+    read_index,
+    read_metadata,
+    remember_versions,
+)
 from guardrails.versions import FILE_MODE, LIVE_FILE_MODE, LIVE_FOLDER_MODE, unlocked, write_metadata
 
 # For the estimate only: a durable copy on one common disk.
@@ -59,20 +72,20 @@ def find_backup_damage(folder: Path, backup_id: str) -> list[str]:
         return [error.message]
 
 
-def repair_version(paths: Paths, version_id: str, copies: Copies) -> Repair:
+def repair_version(paths: Paths, version_id: str, copies: Copies, hash_of: KnownHashes) -> Repair:
     """Give a version back the bytes and the metadata that it was saved with, as far as a good copy has them."""
-    found = verify_version(paths, version_id, KnownHashes())
+    found = verify_version(paths, version_id, hash_of)
     if not found:
         return Repair(version_id, [], [])
     try:
-        _put_metadata_back(paths, version_id)
+        put_metadata_back(paths, version_id)
         files = read_metadata(paths, version_id)["files"]
-    except DamagedStateError as error:
+        model = paths.version(version_id) / "model"
+        with unlocked(paths.version(version_id)) as staging:
+            heal_tree(model, files, copies, staging, paths.trash, version_id, share_from=paths.versions)
+    except GuardrailsError as error:
         return Repair(version_id, found, [error.message])
-    model = paths.version(version_id) / "model"
-    with unlocked(paths.version(version_id)) as staging:
-        heal_tree(model, files, copies, staging, paths.trash, version_id, share_from=paths.versions)
-    return Repair(version_id, found, verify_version(paths, version_id, KnownHashes()))
+    return Repair(version_id, found, verify_version(paths, version_id, hash_of))
 
 
 def repair_backup(paths: Paths, folder: Path, backup_id: str, copies: Copies) -> Repair:
@@ -87,8 +100,11 @@ def repair_backup(paths: Paths, folder: Path, backup_id: str, copies: Copies) ->
         if not _rebuild_record(paths, folder, backup_id):
             return Repair(backup_id, found, [error.message])
         return Repair(backup_id, found, find_backup_damage(folder, backup_id))
-    with unlocked(folder / backup_id) as staging:
-        heal_tree(model, files, copies, staging, trash_of_backups(paths, folder), backup_id)
+    try:
+        with lock_of_backups(folder).hold(f"repairing {backup_id}"), unlocked(folder / backup_id) as staging:
+            heal_tree(model, files, copies, staging, trash_of_backups(paths, folder), backup_id)
+    except GuardrailsError as error:
+        return Repair(backup_id, found, [error.message])
     return Repair(backup_id, found, find_backup_damage(folder, backup_id))
 
 
@@ -96,7 +112,10 @@ def repair_everything(paths: Paths) -> list[Repair]:
     """All versions and backups, read from the disk and healed; those that were sound have nothing ``found``."""
     copies = Copies(paths, strict=False)
     folder = backups_folder(paths)
-    done = [repair_version(paths, v, copies) for v in list_version_ids(paths) if _should_have_model(paths, v)]
+    hash_of = KnownHashes()
+    versions = [version_id for version_id in list_version_ids(paths) if _should_have_model(paths, version_id)]
+    done = [repair_version(paths, version_id, copies, hash_of) for version_id in versions]
+    remember_versions(paths)
     return done + [repair_backup(paths, folder, backup_id, copies) for backup_id in list_backup_ids(folder)]
 
 
@@ -128,13 +147,15 @@ def heal_tree(
     """
     expected = {entry["path"]: entry for entry in files}
     root.mkdir(exist_ok=True)
-    for path in list_files(root):
-        if path not in expected:
+    for path in _list_leniently(root):
+        if path not in expected or not stat.S_ISREG((root / path).lstat().st_mode):
             put_in_trash(trash, root / path, "replaced", f"{name}: {path}", "it was not part of what was saved")
     for path, entry in expected.items():
         target = root / path
-        if target.is_file() and hash_file(target, from_disk=True) == entry["blake3"]:
+        if _is_good(target, entry):
             continue
+        if target.is_dir():
+            put_in_trash(trash, target, "replaced", f"{name}: {path}", "it was not part of what was saved")
         target.parent.mkdir(parents=True, exist_ok=True)
         good = staging / "good"
         if _get_good_file(entry, copies, good, target, share_from=share_from, mode=mode):
@@ -144,6 +165,23 @@ def heal_tree(
             fsync_folder(target.parent)
     sync_filesystem(root)
     return find_damage(root, files)
+
+
+def _list_leniently(root: Path) -> list[str]:
+    """Relative paths of everything below ``root`` but folders, links to folders included."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        found += [os.path.relpath(os.path.join(folder, name), root) for name in (*names, *links)]
+    return found
+
+
+def _is_good(file: Path, entry: FileEntry) -> bool:
+    """Whether the disk holds the bytes of ``entry``; a sector that cannot be read is damage like any other."""
+    try:
+        return file.is_file() and hash_file(file, from_disk=True) == entry["blake3"]
+    except OSError:
+        return False
 
 
 def _get_good_file(
@@ -163,11 +201,11 @@ def _get_good_file(
     return False
 
 
-def _put_metadata_back(paths: Paths, version_id: str) -> None:
+def put_metadata_back(paths: Paths, version_id: str) -> None:
     """Replace a version's unreadable metadata by what a backup knows of it; the damaged file stays beside it.
 
     Raises:
-        DamagedStateError: no backup knows it.
+        DamagedStateError: no backup knows this very version.
     """
     try:
         read_metadata(paths, version_id)
@@ -183,19 +221,22 @@ def _put_metadata_back(paths: Paths, version_id: str) -> None:
 
 
 def _metadata_in_backups(paths: Paths, version_id: str) -> dict[str, Any] | None:
-    """What the newest backup says of a version; another base dir may keep its backups in the same folder."""
-    folder, model = backups_folder(paths), paths.version(version_id) / "model"
+    """What the newest backup says of this very version; another base dir may keep its backups in the same folder."""
+    folder, row = backups_folder(paths), read_index(paths).get(version_id)
     for backup_id in reversed(list_backup_ids(folder)):
         with contextlib.suppress(DamagedStateError):
             known: dict[str, Any] | None = read_backup(folder, backup_id)["version_metadata"]
-            if known and known.get("id") == version_id and (not model.is_dir() or _has_any_file(model, known["files"])):
-                return known
+            if known and known.get("id") == version_id and _is_of_version(paths, known, row):
+                return {**known, "pinned": True} if row and row.get("pinned") else known
     return None
 
 
-def _has_any_file(model: Path, files: list[FileEntry]) -> bool:
-    """Whether at least one file of a manifest is there with its bytes."""
-    return any((model / e["path"]).is_file() and hash_file(model / e["path"]) == e["blake3"] for e in files)
+def _is_of_version(paths: Paths, known: dict[str, Any], row: dict[str, Any] | None) -> bool:
+    """Whether metadata are this version's own: as the index has them, else by the bytes of its largest file."""
+    if row is not None:
+        return all(row.get(key) == known.get(key) for key in ("created_at", "run_id", "description", "size", "data"))
+    largest = max(known["files"], key=lambda entry: int(entry["size"]), default=None)
+    return largest is not None and _is_good(paths.version(known["id"]) / "model" / largest["path"], largest)
 
 
 def _rebuild_record(paths: Paths, folder: Path, backup_id: str) -> bool:
@@ -249,7 +290,7 @@ def copy_version(paths: Paths, version_id: str, target: Path, announce: Callable
     if _copy_is_good(paths, version_id, target, files):
         return
     announce(f"{version_id} is damaged on the disk")
-    left = repair_version(paths, version_id, Copies(paths, strict=False)).left
+    left = repair_version(paths, version_id, Copies(paths, strict=False), KnownHashes()).left
     if left or not _copy_is_good(paths, version_id, target, files):
         remove_tree(target)
         raise IntegrityError(
@@ -269,10 +310,16 @@ def _describe_copy(paths: Paths, version_id: str, files: list[FileEntry]) -> str
 
 def _copy_is_good(paths: Paths, version_id: str, target: Path, files: list[FileEntry]) -> bool:
     remove_tree(target)
+    model = paths.version(version_id) / "model"
     try:
-        copied = copy_tree(
-            paths.version(version_id) / "model", target, file_mode=LIVE_FILE_MODE, folder_mode=LIVE_FOLDER_MODE
-        )
-    except (FileNotFoundError, IntegrityError):
+        require_space(target.parent, model)
+        copied = copy_tree(model, target, file_mode=LIVE_FILE_MODE, folder_mode=LIVE_FOLDER_MODE)
+    except IntegrityError:
+        return False
+    except OSError as error:
+        if error.filename is None or model not in Path(error.filename).parents:
+            # No fault of the version.
+            remove_tree(target)
+            raise
         return False
     return same_content(copied, files)

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
-DURATION = re.compile(r"(?:(\d+)y)?(?:(\d+)m)?(?:(\d+)d)?(?:(\d+)h)?")
+DURATION = re.compile(r"(?:([0-9]+)y)?(?:([0-9]+)m)?(?:([0-9]+)d)?(?:([0-9]+)h)?")
+# A hundred years: what is taken from today stays a date.
+MOST_DAYS = 36500
 # A period's versions share a key; of each period the newest is kept.
 PERIODS: Mapping[str, Callable[[datetime], object]] = {
     "hourly": lambda at: (at.date(), at.hour),
@@ -31,7 +33,12 @@ class Policy(NamedTuple):
     within: str | None = None
 
     def keeps_nothing(self) -> bool:
-        return not self.within and not any(self[:-1])
+        """Whether it says nothing, or ``0d``.
+
+        Raises:
+            ValueError: ``within`` is no duration.
+        """
+        return not any(self[:-1]) and not (self.within and parse_duration(self.within))
 
 
 def parse_duration(text: str) -> timedelta:
@@ -43,8 +50,11 @@ def parse_duration(text: str) -> timedelta:
     match = DURATION.fullmatch(text)
     if not text or match is None:
         raise ValueError(f"{text!r} is no duration; write it like 1y5m7d2h")
-    years, months, days, hours = (int(part or 0) for part in match.groups())
-    return timedelta(days=365 * years + 30 * months + days, hours=hours)
+    try:
+        years, months, days, hours = (int(part or 0) for part in match.groups())
+        return timedelta(days=365 * years + 30 * months + days, hours=hours)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text[:40]!r} is too long a time") from None
 
 
 def choose(made: Sequence[tuple[str, datetime]], policy: Policy) -> dict[str, list[str]]:
@@ -64,9 +74,9 @@ def choose(made: Sequence[tuple[str, datetime]], policy: Policy) -> dict[str, li
                 previous, left = key, left - 1
     if policy.within and newest_first:
         # As in restic, counted back from the newest and not from now.
-        since = newest_first[0][1] - parse_duration(policy.within)
+        within = parse_duration(policy.within)
         for name, at in newest_first:
-            if at > since:
+            if newest_first[0][1] - at < within:
                 reasons.setdefault(name, []).append("within")
     return reasons
 

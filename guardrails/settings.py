@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from guardrails.retention import MOST_DAYS
+
 Count = Annotated[int, Field(ge=1)]
 CountOrNone = Annotated[int, Field(ge=0)]
 # -1 keeps all
@@ -22,7 +24,7 @@ class Retention(BaseModel):
     keep_monthly: KeepCount = 0
     keep_yearly: KeepCount = 0
     keep_within: Annotated[str, Field(min_length=2, pattern=r"^(\d+y)?(\d+m)?(\d+d)?(\d+h)?$")] | None = None
-    trash_days: Annotated[float, Field(ge=0)] = 7
+    trash_days: Annotated[int, Field(ge=0, le=MOST_DAYS)] = 7
 
 
 class Config(BaseModel):
@@ -60,7 +62,7 @@ class Config(BaseModel):
     max_attempts: Count = 3
     max_bad_rows: CountOrNone = 0
     backup: Literal["after_each", "daily", "off"] = "after_each"
-    backup_dir: Annotated[str, Field(min_length=1)] | None = None
+    backup_dir: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")] | None = None
     monitor_port: Annotated[int, Field(ge=1, le=65535)] = 8080
     launch: None = None
     alerts: None = None

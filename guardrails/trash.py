@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from guardrails.errors import DamagedStateError
 from guardrails.filesystem import remove_tree
 from guardrails.paths import Paths
+from guardrails.shapes import find_wrong_key_of_entry
 from guardrails.signature import take_signature
 from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, utc_now, write_json
 
@@ -32,6 +33,12 @@ class Entry(NamedTuple):
     @property
     def content(self) -> Path:
         return self.folder / "content"
+
+    def describe(self) -> dict[str, Any]:
+        """What it is, for a list."""
+        record = self.record or {"kind": "-", "name": "-", "removed_at": "-", "reason": "its record is damaged"}
+        keys = ("kind", "name", "removed_at", "reason")
+        return {"id": self.folder.name, **{key: record[key] for key in keys}, "size": self.size_bytes()}
 
     def size_bytes(self) -> int:
         """Apparent bytes of the content."""
@@ -109,9 +116,10 @@ def list_entries(trash: Path) -> list[Entry]:
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
     try:
-        return read_json(folder / "entry.json", ENTRY_KEYS)
+        record = read_json(folder / "entry.json", ENTRY_KEYS)
     except DamagedStateError:
         return None
+    return None if record is None or find_wrong_key_of_entry(record) else record
 
 
 def find_version(paths: Paths, version_id: str) -> Entry | None:

@@ -7,12 +7,16 @@ thousands need not parse thousands of files. Writers keep it up; whoever reads i
 
 import json
 import os
+import re
 import time
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from guardrails.errors import DamagedStateError, OperationError
 from guardrails.paths import VERSION_ID, Paths
+from guardrails.shapes import find_wrong_key_of_version
 from guardrails.signature import settles_at
 from guardrails.state_io import read_json
 
@@ -22,6 +26,9 @@ METADATA_KEYS = {
     **dict.fromkeys(("training_steps", "run_steps", "total_evals", "size"), int),
     **dict.fromkeys(("data", "files"), list),
 }
+# A number without the v; no version has a longer one.
+SHORT_NUMBER = re.compile(r"[0-9]{1,18}")
+HOW_TO_REPAIR = "model_versioner.py repair puts it back from a backup"
 # What makes metadata long and no list needs.
 LEFT_OUT = {"schema_version", "base_model_fingerprint", "config", "files", "libraries"}
 
@@ -63,31 +70,47 @@ def read_metadata(paths: Paths, version_id: str) -> dict[str, Any]:
         OperationError: there is no such version.
         DamagedStateError: its metadata is missing or unreadable.
     """
+    if not VERSION_ID.fullmatch(version_id):
+        raise _no_such_version(version_id)
     path = paths.version(version_id) / "metadata.json"
     metadata = read_json(path, METADATA_KEYS)
-    if metadata is not None and metadata["id"] == version_id:
-        return metadata
-    if metadata is not None:
-        raise DamagedStateError(
-            f"{path} is that of {metadata['id']}", "model_versioner.py repair puts it back from a backup"
-        )
-    if VERSION_ID.fullmatch(version_id) and paths.version(version_id).is_dir():
-        raise DamagedStateError(f"{path} is missing", "model_versioner.py repair puts it back from a backup")
-    raise OperationError(f"there is no version {version_id!r}", "model_versioner.py list shows what there is")
+    if metadata is None and not os.path.isdir(path.parent):
+        raise _no_such_version(version_id)
+    if metadata is None:
+        raise DamagedStateError(f"{path} is missing", HOW_TO_REPAIR)
+    if metadata["id"] != version_id:
+        raise DamagedStateError(f"{path} is that of {metadata['id']}", HOW_TO_REPAIR)
+    if wrong := find_wrong_key_of_version(metadata):
+        raise DamagedStateError(f"{path} is damaged: {wrong} is wrong", HOW_TO_REPAIR)
+    return metadata
+
+
+def _no_such_version(name: str) -> OperationError:
+    return OperationError(f"there is no version {name[:80]!r}", "model_versioner.py list shows what there is")
 
 
 def parse_version_id(paths: Paths, text: str) -> str:
     """The id of an existing version as a person may write it: ``v003``, ``3`` or ``models/versions/v003/``.
 
+    A path is relative to the current folder, else to the base dir; one of another base dir names no version of this.
+
     Raises:
         OperationError: there is no such version.
     """
-    name = os.path.basename(text.rstrip("/"))
-    if name.isdigit():
+    folder, _, name = text.rstrip("/").rpartition("/")
+    if SHORT_NUMBER.fullmatch(name):
         name = version_name(int(name))
-    if not VERSION_ID.fullmatch(name) or not paths.version(name).is_dir():
-        raise OperationError(f"there is no version {text!r}", "model_versioner.py list shows what there is")
+    is_elsewhere = "/" in text.rstrip("/") and not _is_versions_folder(paths, folder or "/")
+    if is_elsewhere or not VERSION_ID.fullmatch(name) or not os.path.isdir(paths.version(name)):
+        raise _no_such_version(text)
     return name
+
+
+def _is_versions_folder(paths: Paths, folder: str) -> bool:
+    for root in (os.curdir, paths.base):
+        if os.path.isdir(os.path.join(root, folder)):
+            return os.path.realpath(os.path.join(root, folder)) == os.path.realpath(paths.versions)
+    return False
 
 
 def lineage(paths: Paths, version_id: str | None) -> Iterator[dict[str, Any]]:
@@ -131,11 +154,17 @@ def remember_versions(paths: Paths) -> None:
             row = _summarize(read_metadata(paths, version_id))
         except DamagedStateError:
             continue
-        lines.append(json.dumps({"id": version_id, "stat": stat, "row": row}) + "\n")
+        text = json.dumps({"id": version_id, "stat": stat, "row": row})
+        lines.append(f"{_checksum(text)} {text}\n")
     if lines:
-        # Not durable and not in one step: a torn line counts for nothing.
-        with open(paths.version_index, "a", encoding="ascii") as file:
+        # Not durable and not in one step: a torn line counts for nothing. Nobody's work depends on a cache.
+        with suppress(OSError), open(paths.version_index, "a", encoding="ascii") as file:
             file.write("\n" + "".join(lines))
+
+
+def read_index(paths: Paths) -> dict[str, dict[str, Any]]:
+    """What was last known of each version in short, whatever its metadata say now."""
+    return {version_id: entry["row"] for version_id, entry in _read_index(paths).items()}
 
 
 def _summarize(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -151,13 +180,20 @@ def _stat(paths: Paths, version_id: str) -> list[int] | None:
 
 
 def _read_index(paths: Paths) -> dict[str, dict[str, Any]]:
-    """What the index holds by version id, the last line of each; a cache may be lost or torn at any time."""
+    """What the index holds by version id, the last line of each; a cache may be lost or torn at any time.
+
+    Only lines that are as they were written count, so nothing in them need be looked at again.
+    """
     try:
         with open(paths.version_index, encoding="ascii") as file:
-            lines = [line for line in file if line.startswith("{") and line.endswith("}\n")]
-        return {entry["id"]: entry for entry in json.loads(f"[{','.join(lines)}]")}
-    except (OSError, ValueError, KeyError, TypeError):
+            texts = [line[9:-1] for line in file if line[:8] == _checksum(line[9:-1])]
+        return {entry["id"]: entry for entry in json.loads(f"[{','.join(texts)}]")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def trained_contents(paths: Paths, version_id: str | None) -> dict[str, str]:

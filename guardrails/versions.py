@@ -14,15 +14,17 @@ from typing import Any, Literal
 from guardrails.errors import GuardrailsError
 from guardrails.filesystem import (
     apply_modes,
+    can_reflink,
     copy_file,
     copy_tree,
     is_being_written,
     remove_tree,
     rename_noreplace,
+    require_space,
     sync_filesystem,
 )
 from guardrails.locks import FileLock
-from guardrails.manifest import FileEntry, list_files, make_manifest, total_size
+from guardrails.manifest import FileEntry, hash_file, list_files, make_manifest, total_size
 from guardrails.paths import STAGE_PREFIX, Paths
 from guardrails.state_io import SCHEMA_VERSION, fsync_folder, remove_temporary_files, utc_now, write_json
 from guardrails.version_records import read_metadata, remember_versions, version_name
@@ -31,8 +33,8 @@ FILE_MODE, FOLDER_MODE = 0o444, 0o555
 LIVE_FILE_MODE, LIVE_FOLDER_MODE = 0o644, 0o755
 # A folder beside a version or backup whose tree is writable for a moment.
 UNLOCKED_PREFIX = f"{STAGE_PREFIX}unlocked-"
-# A file that is about to take the place of the one whose name it begins with.
-SHARED_SUFFIX = ".stage-shared"
+# A file in a version's stage that is about to take the place of another.
+BESIDE = "beside"
 
 
 def store_lock(paths: Paths) -> FileLock:
@@ -76,15 +78,16 @@ def add_version(
         if stage.exists():
             remove_tree(stage)
         stage.mkdir(parents=True)
-        untouched = parent.holds(untouched)
-        if how == "link" and _link_tree(source, model):
-            files = files or make_manifest(model)
-        else:
-            files = copy_tree(source, model, file_mode=FILE_MODE, folder_mode=LIVE_FOLDER_MODE, leave_out=untouched)
-        files = sorted([*files, *parent.put(untouched, model)], key=lambda entry: entry["path"])
-    if check is not None:
         try:
-            check()
+            untouched = parent.holds(untouched)
+            if how == "link" and _link_tree(source, model):
+                files = files or make_manifest(model)
+            else:
+                require_space(paths.versions, source, leave_out=untouched)
+                files = copy_tree(source, model, file_mode=FILE_MODE, folder_mode=LIVE_FOLDER_MODE, leave_out=untouched)
+            files = sorted([*files, *parent.put(untouched, model)], key=lambda entry: entry["path"])
+            if check is not None:
+                check()
         except BaseException:
             remove_tree(stage)
             raise
@@ -98,6 +101,7 @@ def add_version(
         "size": total_size(files),
         "files": files,
     }
+    stage.joinpath(BESIDE).unlink(missing_ok=True)
     write_json(stage / "metadata.json", complete)
     sync_filesystem(stage)
     rename_noreplace(stage, final)
@@ -116,12 +120,13 @@ class _SharedFiles:
                 self.entries = {entry["path"]: entry for entry in read_metadata(paths, version_id)["files"]}
 
     def holds(self, names: Set[str]) -> set[str]:
-        """Those of the names whose file is there and as long as it should be."""
-        return {name for name in names & self.entries.keys() if self._is_there(name)}
+        """Those of the names whose file has the bytes that it was saved with: no damage is ever passed on."""
+        return {name for name in names & self.entries.keys() if self._is_good(name)}
 
-    def _is_there(self, name: str) -> bool:
+    def _is_good(self, name: str) -> bool:
         try:
-            return (self.model / name).stat().st_size == self.entries[name]["size"]
+            size = (self.model / name).stat().st_size
+            return size == self.entries[name]["size"] and hash_file(self.model / name) == self.entries[name]["blake3"]
         except OSError:
             return False
 
@@ -137,12 +142,27 @@ class _SharedFiles:
         """Share those files of a tree that turned out to have the same bytes."""
         for entry in files:
             mine, own = self.model / entry["path"], model / entry["path"]
-            if self.entries.get(entry["path"]) != entry or not self._is_there(entry["path"]) or own.samefile(mine):
+            if self.entries.get(entry["path"]) != entry or not mine.exists() or own.samefile(mine):
                 continue
-            beside = own.with_name(f"{own.name}{SHARED_SUFFIX}")
+            beside = model.with_name(BESIDE)
             beside.unlink(missing_ok=True)
+            if not self._is_good(entry["path"]):
+                continue
             if _try_link(mine, beside):
                 beside.rename(own)
+
+
+def measure_storage(paths: Paths, version_id: str) -> dict[str, Any]:
+    """How many bytes of a version are its own, how many it shares with others, and whether copies share blocks here."""
+    model = paths.version(version_id) / "model"
+    files = [model / entry["path"] for entry in read_metadata(paths, version_id)["files"]]
+    status = [file.stat() for file in files]
+    shared_bytes = sum(one.st_size for one in status if one.st_nlink > 1)
+    return {
+        "own_bytes": sum(one.st_size for one in status) - shared_bytes,
+        "shared_bytes": shared_bytes,
+        "reflink": bool(files) and can_reflink(files[0], paths.models),
+    }
 
 
 def _try_link(source: Path, target: Path) -> bool:
@@ -172,10 +192,9 @@ def _take_files(source: Path, model: Path) -> None:
     # Only now, when nobody finds them under their old names any more.
     for path in list_files(model):
         file = model / path
-        if path.endswith(SHARED_SUFFIX):
-            file.unlink()
-        elif file.stat().st_nlink > 1 or is_being_written(file):
-            beside = file.with_name(f"{file.name}{SHARED_SUFFIX}")
+        if file.stat().st_nlink > 1 or is_being_written(file):
+            beside = model.with_name(BESIDE)
+            beside.unlink(missing_ok=True)
             copy_file(file, beside, FILE_MODE)
             beside.rename(file)
 
@@ -188,6 +207,7 @@ def put_version_back(paths: Paths, metadata: dict[str, Any], tree: Path) -> None
     if stage.exists():
         remove_tree(stage)
     stage.mkdir(parents=True)
+    require_space(paths.versions, tree)
     copy_tree(tree, stage / "model", file_mode=FILE_MODE, folder_mode=FOLDER_MODE)
     write_json(stage / "metadata.json", metadata)
     sync_filesystem(stage)

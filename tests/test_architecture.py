@@ -9,9 +9,9 @@ from guardrails.paths import CODE_DIR
 
 # Lowest first: a module of guardrails/ imports from lower layers only. The scripts stand above all of them.
 LAYERS = (
-    ("__init__", "bootstrap", "errors", "gpu", "paths", "progress", "settings", "signature", "state_schema"),
-    ("locks", "manifest", "state_io"),
-    ("cli", "config", "filesystem", "queue_records", "signals", "state", "worker_process", "retention"),
+    ("__init__", "bootstrap", "errors", "gpu", "paths", "progress", "retention", "signature", "state_schema"),
+    ("locks", "manifest", "settings", "shapes", "state_io"),
+    ("cli", "config", "filesystem", "queue_records", "signals", "state", "worker_process"),
     ("config_lock", "findings", "queue", "runs", "state_text", "trash", "version_records", "writers"),
     ("version_diff", "versions"),
     ("backups", "head", "intake", "state_document"),

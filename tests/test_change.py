@@ -268,7 +268,9 @@ def test_backups_have_inodes_of_their_own_and_any_folder_or_file_can_have_one(pa
     paths.config.write_text("{}")
     restore_backup(paths, saved["id"], None, say_nothing)
     assert paths.config.read_text() == content
-    assert [entry.content.read_text() for entry in list_entries(paths.trash)] == ["{}"]
+    assert [
+        e.content.read_text() for e in list_entries(paths.trash) if e.record and e.record["name"] == "config.json"
+    ] == ["{}"]
     inodes = [path.stat().st_ino for path in (*paths.models.rglob(WEIGHTS), *paths.current_model.rglob(WEIGHTS))]
     assert len(set(inodes)) == len(inodes)
     with pytest.raises(OperationError, match="contain each other"):

@@ -14,7 +14,7 @@ import pytest
 from guardrails.change import open_store, say_nothing
 from guardrails.errors import BusyError
 from guardrails.live_model import restore, rollback, save_version
-from guardrails.paths import Paths
+from guardrails.paths import CODE_DIR, Paths
 from guardrails.version_records import read_metadata
 from tests.store import WEIGHTS, copy_store, hurt, make_store, publish
 from tests.store_commands import (
@@ -61,10 +61,10 @@ damaged_in_every_way = pytest.mark.parametrize("damage", DAMAGE)
 
 
 def state_of(paths: Paths) -> dict[str, tuple[Any, ...]]:
-    """Every file and folder of a base dir but the locks: what it is, its mode, its bytes."""
+    """Every file and folder of a base dir but locks and caches: what it is, its mode, its bytes."""
     found = {}
     for path in sorted(paths.base.rglob("*")):
-        if paths.locks not in path.parents:
+        if paths.locks not in path.parents and path.name not in (".lock", paths.version_index.name):
             status = path.lstat()
             content = path.read_bytes() if path.is_file() else None
             found[str(path.relative_to(paths.base))] = (status.st_mode, status.st_ino, content)
@@ -170,6 +170,20 @@ def test_the_last_good_copy_is_never_removed(paths: Paths, warm: Warm) -> None:
     assert kept.items() <= state_of(paths).items()
 
 
+def test_a_removed_version_whose_backup_is_damaged_can_be_had_after_a_repair(paths: Paths, warm: Warm) -> None:
+    before = take_holdings(paths)
+    assert warm.run(paths, VERSIONER, "delete", "v001", "--confirm").code == 0
+    assert warm.run(paths, VERSIONER, "trash", "empty", "--older-than", "0").code == 0
+    hurt(paths.backups / "b001" / "model" / "adapter_config.json", flip)
+    refused = warm.run(paths, VERSIONER, "restore", "v001")
+    assert refused.code == 31, refused
+    assert "hint: model_versioner.py repair" in refused.stderr, refused
+    assert warm.run(paths, VERSIONER, "repair").code == 0
+    assert warm.run(paths, VERSIONER, "restore", "v001").code == 0
+    assert live_tree(paths) == before.versions["v001"]
+    assert_sound(paths)
+
+
 class Writer:
     """A file of the live model that somebody can write to later, by what he got hold of before."""
 
@@ -272,10 +286,9 @@ def work_at_random(base: str, seed: int, rounds: int) -> None:
 def test_eight_processes_at_once_leave_everything_whole(paths: Paths) -> None:
     before = take_holdings(paths)
     code = "import sys; from tests.test_store_damage import work_at_random as w; w(sys.argv[1], int(sys.argv[2]), 5)"
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, paths.base, str(seed)], stderr=subprocess.PIPE, text=True)
-        for seed in range(8)
-    ]
+    commands = [[sys.executable, "-c", code, str(paths.base), str(seed)] for seed in range(8)]
+    environment = {**os.environ, "PYTHONPATH": str(CODE_DIR)}
+    processes = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True, env=environment) for c in commands]
     ended = [(process.communicate()[1], process.returncode) for process in processes]
     assert ended == [("", 0)] * 8
     assert_holds(paths, before, may_be_absent=True)

@@ -90,6 +90,15 @@ def test_a_damaged_shared_file_is_healed_in_every_version_that_has_it(paths: Pat
     assert len({inodes(paths.version(f"v00{number}") / "model")[WEIGHTS] for number in range(2, 6)}) == 1
 
 
+def test_a_version_without_a_backup_is_healed_from_the_model_that_is_made_of_it(paths: Paths) -> None:
+    flip(paths.version("v002") / "model" / WEIGHTS)
+    with open_store(paths, "test"):
+        assert [one.id for one in repair_everything(paths) if one.found and not one.left] == ["v002"]
+    assert verify_version(paths, "v002", KnownHashes()) == []
+    assert paths.current_model.stat().st_ino != (paths.version("v002") / "model").stat().st_ino
+    assert inodes(paths.current_model)[WEIGHTS] != inodes(paths.version("v002") / "model")[WEIGHTS]
+
+
 def test_torn_weights_are_refused_and_files_of_other_kinds_are_not(paths: Paths) -> None:
     whole = safetensors(b"w" * 8000)
     (paths.current_model / "more.safetensors").write_bytes(whole[:-1])
