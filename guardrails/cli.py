@@ -91,10 +91,15 @@ def version_option(function: Function) -> Function:
 
 def print_json(document: object) -> None:
     """One ASCII-safe JSON document and a newline on stdout; of a list one element a line."""
-    if isinstance(document, list) and document:
-        text = "[\n" + ",\n".join(dump_json(element, indent=None) for element in document) + "\n]"
-    else:
-        text = dump_json(document)
+    try:
+        if isinstance(document, list) and document:
+            text = "[\n" + ",\n".join(dump_json(element, indent=None) for element in document) + "\n]"
+        else:
+            text = dump_json(document)
+    except ValueError as error:
+        raise DamagedStateError(
+            f"a number in what was read is none in JSON: {error}", "look at it without --json"
+        ) from error
     sys.stdout.write(text + "\n")
 
 

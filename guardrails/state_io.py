@@ -4,7 +4,6 @@ The recipe of every write: a temporary file beside the target, fsync, rename, fs
 """
 
 import json
-import math
 import os
 import re
 import time
@@ -93,7 +92,7 @@ def read_json(path: Path, required: Mapping[str, Any] = NOTHING) -> dict[str, An
     try:
         if len(content) > MAX_STATE_BYTES:
             raise ValueError(f"larger than {MAX_STATE_BYTES} bytes")
-        document = json.loads(content, parse_constant=_refuse_constant, parse_float=_parse_float)
+        document = json.loads(content)
         if not isinstance(document, dict):
             raise TypeError("not a JSON object")
     except (ValueError, TypeError, RecursionError) as error:
@@ -109,15 +108,6 @@ def read_json(path: Path, required: Mapping[str, Any] = NOTHING) -> dict[str, An
             f"{path} is damaged: {', '.join(wrong)} missing or of a wrong type", _damaged_hint(path)
         )
     return document
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number in JSON")
-
-
-def _parse_float(text: str) -> float:
-    # What is not finite could be read but not written again.
-    return number if math.isfinite(number := float(text)) else _refuse_constant(text)
 
 
 def _damaged_hint(path: Path) -> str:

@@ -193,7 +193,7 @@ def test_the_emergency_stop_ends_the_daemon_and_keeps_it_from_starting(box: Box)
     assert box.head() == "v001"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.faults)])
 def test_terminating_the_daemon_is_a_stop(box: Box, number: int, uninterrupted: bytes) -> None:
     slow_settings(box)
     box.drop("one.jsonl", rows=ROWS)

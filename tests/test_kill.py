@@ -19,10 +19,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> b
     return box.weights()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_killed_run_ends_in_one_version_with_the_same_weights(box: Box, undisturbed: bytes, seed: int) -> None:
+def test_a_killed_run_ends_in_one_version_with_the_same_weights(box: Box, undisturbed: bytes) -> None:
     settings(box)
-    assert len(survive_kills(box, kills=4, seconds=8, seed=seed, expected=undisturbed)) == 4
+    assert len(survive_kills(box, kills=4, seconds=8, seed=1, expected=undisturbed)) == 4
 
 
 @pytest.mark.faults

@@ -19,6 +19,7 @@ from guardrails.backups import backups_folder, list_backup_ids, read_backup
 from guardrails.change import open_store
 from guardrails.config import load_config
 from guardrails.copies import Copies
+from guardrails.cli import print_json
 from guardrails.errors import ConfigError, DamagedStateError, GuardrailsError, OperationError
 from guardrails.live_model import save_version
 from guardrails.paths import CODE_DIR, Paths
@@ -341,9 +342,11 @@ def test_numbers_that_json_does_not_have_are_damage(paths: Paths) -> None:
     file = paths.version("v002") / "metadata.json"
     good = file.read_text()
     for number in ("NaN", "-Infinity", "1e999"):
-        file.write_text(good.replace('"max_length": 64', f'"max_length": {number}'))
+        file.write_text(good.replace('"loss": 1.0', f'"loss": {number}'))
         with pytest.raises(DamagedStateError):
             read_metadata(paths, "v002")
+        with pytest.raises(DamagedStateError):
+            print_json([{"config": {"max_length": float(number)}}])
 
 
 VERSION_COMMANDS = (
