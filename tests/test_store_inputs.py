@@ -17,9 +17,9 @@ import backup_manager
 import model_versioner
 from guardrails.backups import backups_folder, list_backup_ids, read_backup
 from guardrails.change import open_store
+from guardrails.cli import print_json
 from guardrails.config import load_config
 from guardrails.copies import Copies
-from guardrails.cli import print_json
 from guardrails.errors import ConfigError, DamagedStateError, GuardrailsError, OperationError
 from guardrails.live_model import save_version
 from guardrails.paths import CODE_DIR, Paths
