@@ -93,7 +93,8 @@ def print_json(document: object) -> None:
     """One ASCII-safe JSON document and a newline on stdout; of a list one element a line."""
     try:
         if isinstance(document, list) and document:
-            text = "[\n" + ",\n".join(dump_json(element, indent=None) for element in document) + "\n]"
+            encode = json.JSONEncoder(allow_nan=False).encode
+            text = "[\n" + ",\n".join(map(encode, document)) + "\n]"
         else:
             text = dump_json(document)
     except ValueError as error:

@@ -55,7 +55,8 @@ def list_version_ids(paths: Paths) -> list[str]:
         names = os.listdir(paths.versions)
     except FileNotFoundError:
         return []
-    return sorted((name for name in names if VERSION_ID.fullmatch(name)), key=version_number)
+    # By number: of two lengths the shorter is the smaller.
+    return sorted(filter(VERSION_ID.fullmatch, names), key=lambda name: (len(name), name))
 
 
 def is_kept(paths: Paths, version_id: str) -> bool:
