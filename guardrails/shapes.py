@@ -108,7 +108,7 @@ def _is_fingerprint_or_none(value: object) -> bool:
     )
 
 
-SUMMARY: Mapping[str, Check] = {
+VERSION: Mapping[str, Check] = {
     "id": _is_version_id,
     "created_at": _is_timestamp,
     "description": _is_text,
@@ -119,9 +119,6 @@ SUMMARY: Mapping[str, Check] = {
     **dict.fromkeys(("loss", "eval_loss", "eval_loss_before"), _is_number_or_none),
     "data": _are_data,
     "base_model": _is_path_or_none,
-}
-VERSION: Mapping[str, Check] = {
-    **SUMMARY,
     "files": _are_files,
     "config": _is_object_or_none,
     "libraries": _is_object_or_none,
@@ -141,11 +138,11 @@ BACKUP: Mapping[str, Check] = {
 }
 
 
-def find_wrong_key_of_version(metadata: Mapping[str, Any], keys: Mapping[str, Check] = VERSION) -> str | None:
-    """For metadata of a version, or with ``SUMMARY`` for what the index holds of it."""
+def find_wrong_key_of_version(metadata: Mapping[str, Any]) -> str | None:
+    """For metadata of a version."""
     if "removed_at" in metadata and not _is_timestamp(metadata["removed_at"]):
         return "removed_at"
-    return _find_wrong_key(metadata, keys)
+    return _find_wrong_key(metadata, VERSION)
 
 
 def find_wrong_key_of_backup(metadata: Mapping[str, Any]) -> str | None:
