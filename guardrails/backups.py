@@ -3,7 +3,6 @@
 Everything that writes here is called under the store lock (``.locks/store.lock``).
 """
 
-import contextlib
 import os
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal, get_args
 from guardrails.config import parse_config
 from guardrails.errors import ConfigError, DamagedStateError, IntegrityError, OperationError
 from guardrails.filesystem import copy_file, copy_tree, remove_tree, rename_noreplace, require_space, sync_filesystem
-from guardrails.locks import FileLock, read_holder
+from guardrails.locks import FileLock
 from guardrails.manifest import FileEntry, KnownHashes, find_damage, same_content, total_size
 from guardrails.paths import BACKUP_ID, STAGE_PREFIX, Paths
 from guardrails.shapes import find_wrong_key_of_backup, is_path_text
@@ -30,7 +29,9 @@ METADATA_KEYS = {
     "files": list,
 }
 # What this toolkit makes there; a backup_dir may hold other things, too.
+RECORD = "metadata.json"
 STAGE, UNLOCKED = (re.compile(rf"{re.escape(prefix)}b\d{{3,}}") for prefix in (STAGE_PREFIX, UNLOCKED_PREFIX))
+LEFTOVER = re.compile(rf"{STAGE.pattern}|{UNLOCKED.pattern}|{re.escape(RECORD)}\.tmp-.*")
 LOCK_SECONDS = 600.0
 BackupType = Literal["after_training", "manual", "emergency", "pre_consolidation", "pre_deletion"]
 MANUAL_TYPES = tuple(name for name in get_args(BackupType) if name != "after_training")
@@ -68,7 +69,7 @@ def read_backup(folder: Path, backup_id: str) -> dict[str, Any]:
     """
     if not BACKUP_ID.fullmatch(backup_id) or not os.path.isdir(folder / backup_id):
         raise OperationError(f"there is no backup {backup_id[:80]!r}", "backup_manager.py list shows what there is")
-    path = folder / backup_id / "metadata.json"
+    path = folder / backup_id / RECORD
     metadata = read_json(path, METADATA_KEYS)
     if metadata is None:
         raise DamagedStateError(f"{path} is missing", "use another backup: backup_manager.py list")
@@ -100,15 +101,29 @@ def lock_of_backups(folder: Path) -> FileLock:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what kills left of backups. Nothing while another process makes one there, or while the disk is broken."""
-    with contextlib.suppress(OSError):
-        if not folder.is_dir() or read_holder(folder / ".lock") is not None:
+    lock = lock_of_backups(folder)
+    try:
+        if not _list_leftovers(folder) or not lock.try_acquire("cleaning up"):
             return
-        remove_temporary_files(folder, folder / "metadata.json")
-        for name in os.listdir(folder):
+        # Looked at again: whoever had the lock may have finished them meanwhile.
+        remove_temporary_files(folder, folder / RECORD)
+        for name in _list_leftovers(folder):
             if UNLOCKED.fullmatch(name):
                 lock_again(folder / name)
             elif STAGE.fullmatch(name):
                 remove_tree(folder / name)
+    except OSError:
+        pass
+    finally:
+        lock.release()
+
+
+def _list_leftovers(folder: Path) -> list[str]:
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    return [name for name in names if LEFTOVER.fullmatch(name)]
 
 
 def add_backup(
@@ -130,62 +145,51 @@ def add_backup(
     require_space(folder, tree)
     # Several base dirs may keep their backups in one folder.
     with lock_of_backups(folder).hold(f"backing up {tree}", LOCK_SECONDS):
-        return _add_backup(folder, tree, source, backup_type, reason, version_metadata)
-
-
-def _add_backup(
-    folder: Path,
-    tree: Path,
-    source: str,
-    backup_type: BackupType,
-    reason: str | None,
-    version_metadata: dict[str, Any] | None,
-) -> dict[str, Any]:
-    ids = list_backup_ids(folder)
-    backup_id = f"b{int(ids[-1][1:]) + 1 if ids else 1:03d}"
-    stage = folder / f"{STAGE_PREFIX}{backup_id}"
-    if stage.exists():
-        remove_tree(stage)
-    stage.mkdir()
-    try:
-        before = _sign(tree)
-        files = _copy(tree, stage / "model")
-        if version_metadata is not None and not same_content(files, version_metadata["files"]):
-            raise IntegrityError(
-                f"{tree} is not {version_metadata['id']} any more",
-                "model_versioner.py repair heals a damaged version from its second copies",
-            )
-        if version_metadata is None and _sign(tree) != before:
-            raise IntegrityError(
-                f"{tree} was written to while it was copied; no backup was made", "wait until that is done"
-            )
-        sync_filesystem(stage)
-        if problems := find_damage(stage / "model", files, hash_of=KnownHashes()):
-            raise IntegrityError(
-                f"the backup was not written as it should be: {problems[0]}", f"check the disk of {folder}"
-            )
-        metadata = {
-            "schema_version": SCHEMA_VERSION,
-            "id": backup_id,
-            "created_at": utc_now(),
-            "type": backup_type,
-            "reason": reason,
-            "source": source,
-            "single_file": tree.is_file(),
-            "version": version_metadata["id"] if version_metadata else None,
-            "version_metadata": version_metadata,
-            "size": total_size(files),
-            "files": files,
-            "verified_at": utc_now(),
-        }
-        write_json(stage / "metadata.json", metadata)
-        fsync_folder(stage)
-        rename_noreplace(stage, folder / backup_id)
-    except BaseException:
+        ids = list_backup_ids(folder)
+        backup_id = f"b{int(ids[-1][1:]) + 1 if ids else 1:03d}"
+        stage = folder / f"{STAGE_PREFIX}{backup_id}"
         if stage.exists():
             remove_tree(stage)
-        raise
-    fsync_folder(folder)
+        stage.mkdir()
+        try:
+            before = _sign(tree)
+            files = _copy(tree, stage / "model")
+            if version_metadata is not None and not same_content(files, version_metadata["files"]):
+                raise IntegrityError(
+                    f"{tree} is not {version_metadata['id']} any more",
+                    "model_versioner.py repair heals a damaged version from its second copies",
+                )
+            if version_metadata is None and _sign(tree) != before:
+                raise IntegrityError(
+                    f"{tree} was written to while it was copied; no backup was made", "wait until that is done"
+                )
+            sync_filesystem(stage)
+            if problems := find_damage(stage / "model", files, hash_of=KnownHashes()):
+                raise IntegrityError(
+                    f"the backup was not written as it should be: {problems[0]}", f"check the disk of {folder}"
+                )
+            metadata = {
+                "schema_version": SCHEMA_VERSION,
+                "id": backup_id,
+                "created_at": utc_now(),
+                "type": backup_type,
+                "reason": reason,
+                "source": source,
+                "single_file": tree.is_file(),
+                "version": version_metadata["id"] if version_metadata else None,
+                "version_metadata": version_metadata,
+                "size": total_size(files),
+                "files": files,
+                "verified_at": utc_now(),
+            }
+            write_json(stage / RECORD, metadata)
+            fsync_folder(stage)
+            rename_noreplace(stage, folder / backup_id)
+        except BaseException:
+            if stage.exists():
+                remove_tree(stage)
+            raise
+        fsync_folder(folder)
     return metadata
 
 

@@ -20,20 +20,19 @@ from typing import Any
 
 from guardrails.backups import backup_of_version, backups_folder, remove_leftovers
 from guardrails.config import set_config_value
+from guardrails.consequences import config_changes, move_data_file, queue_changes
 from guardrails.copies import Copies
 from guardrails.errors import DamagedStateError, GuardrailsError, IntegrityError
 from guardrails.filesystem import UnsupportedError, copy_tree, exchange, remove_tree
-from guardrails.head import condition_of_live_model, next_number, read_head, read_lock, sign, write_head
+from guardrails.head import condition_of_live_model, next_number, read_head, sign, write_head
 from guardrails.locks import read_holder
 from guardrails.manifest import find_damage
 from guardrails.paths import STAGE_PREFIX, Paths
-from guardrails.queue import finish
-from guardrails.queue_records import read_record
 from guardrails.repair import HOW_TO_GO_ON, copy_version, heal_tree, put_metadata_back
 from guardrails.signature import take_signature
 from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, remove_temporary_files, utc_now, write_json
 from guardrails.trash import discard, remove_unfinished_entries
-from guardrails.version_records import is_kept, lineage, read_metadata, version_name, version_number
+from guardrails.version_records import is_kept, read_metadata, version_name
 from guardrails.versions import LIVE_FILE_MODE, LIVE_FOLDER_MODE, UNLOCKED_PREFIX, add_version, lock_again, store_lock
 
 Announce = Callable[[str], None]
@@ -187,8 +186,8 @@ def change_to(
         "previous_head": head,
         "restores": head["restores"] if restores is None else restores,
         "last_number": number if condition == "changed" else number - 1,
-        "config": _config_changes(paths, target, operation),
-        "queue": _queue_changes(paths, head["version"], target, operation) if queue_follows else [],
+        "config": config_changes(paths, target, operation),
+        "queue": queue_changes(paths, head["version"], target, operation) if queue_follows else [],
     }
     write_json(paths.intent, intent)
     try:
@@ -239,7 +238,7 @@ def carry_out(paths: Paths, intent: dict[str, Any], announce: Announce, *, is_ch
             set_config_value(paths, key, value)
             announce(f"config.json: {key} is {value}")
     for change in intent["queue"]:
-        _move_data_file(paths, **change)
+        move_data_file(paths, **change)
     paths.intent.unlink()
     fsync_folder(paths.models)
 
@@ -331,14 +330,20 @@ def _settle_displaced(paths: Paths, intent: dict[str, Any]) -> dict[str, Any]:
                 paths, previous, f"changed by hand, saved by {intent['operation']}", "snapshot"
             ),
         }
-        intent.update({"displaced": displaced, "last_number": displaced["adopt"], "displaced_path": str(tree)})
+        intent.update(
+            {
+                "displaced": displaced,
+                "last_number": displaced["adopt"],
+                "displaced_path": str(tree.relative_to(paths.base)),
+            }
+        )
         write_json(paths.intent, intent)
     if displaced is None:
         if out.exists():
             discard(paths, out, f"{intent['operation']} put it out")
         return head
     if "displaced_path" in intent:
-        out = Path(intent["displaced_path"])
+        out = paths.base / intent["displaced_path"]
     if out.exists():
         add_version(paths, displaced["adopt"], out, displaced["metadata"], "move")
         discard(paths, out, "its files are a version now")
@@ -466,78 +471,3 @@ def _tree_to_put_back(paths: Paths, intent: dict[str, Any]) -> Path | None:
     adopted = paths.version(version_name(displaced["adopt"])) / "model"
     copy_tree(adopted, stage, file_mode=LIVE_FILE_MODE, folder_mode=LIVE_FOLDER_MODE)
     return stage
-
-
-def _config_changes(paths: Paths, target: str | None, operation: str) -> dict[str, Any]:
-    """What config and lock must become for ``target``: its base model, if another one is configured now."""
-    lock = read_lock(paths)
-    if target is None or lock is None:
-        return {}
-    metadata = read_metadata(paths, target)
-    base_model, fingerprint = metadata["base_model"], metadata["base_model_fingerprint"]
-    if base_model is None or fingerprint is None or lock["base_model_fingerprint"]["blake3"] == fingerprint["blake3"]:
-        return {}
-    return {
-        "base_model": base_model,
-        "lock": {
-            **lock,
-            "schema_version": SCHEMA_VERSION,
-            "locked": {**lock["locked"], "base_model": base_model},
-            "base_model_fingerprint": fingerprint,
-            "locked_at": utc_now(),
-            "approved_by": f"{operation} to {target}",
-        },
-    }
-
-
-def _diverging(
-    paths: Paths, one: str | None, other: str | None
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """What each lineage has of its own, down to the common ancestor and no further."""
-    mine: dict[str, dict[str, Any]] = {}
-    theirs: dict[str, dict[str, Any]] = {}
-    left, right = lineage(paths, one), lineage(paths, other)
-    first, second = next(left, None), next(right, None)
-    while (first is None) != (second is None) or (first and second and first["id"] != second["id"]):
-        # An ancestor has a smaller number than what came of it.
-        if second is None or (first is not None and version_number(first["id"]) > version_number(second["id"])):
-            assert first is not None
-            mine[first["id"]] = first
-            first = next(left, None)
-        else:
-            theirs[second["id"]] = second
-            second = next(right, None)
-    return mine, theirs
-
-
-def _queue_changes(paths: Paths, before: str | None, after: str | None, operation: str) -> list[dict[str, Any]]:
-    """Data files whose training leaves or joins the model when it goes from one version to another."""
-    old, new = _diverging(paths, before, after)
-    where = after or "a fresh start"
-    undone = [
-        {
-            "name": data["name"],
-            "blake3": data["blake3"],
-            "trained": None,
-            "reason": f"run {metadata['run_id']} ({version}) undone by {operation} to {where}",
-        }
-        for version, metadata in old.items()
-        for data in metadata["data"]
-    ]
-    redone = [
-        {"name": data["name"], "blake3": data["blake3"], "trained": version, "reason": None}
-        for version, metadata in new.items()
-        for data in metadata["data"]
-    ]
-    return undone + redone
-
-
-def _move_data_file(paths: Paths, name: str, blake3: str, trained: str | None, reason: str | None) -> None:
-    """Step 5 for one data file; one that a person moved meanwhile, or that is another file by now, is left alone."""
-    record = read_record(paths, name)
-    if record is None or record.blake3 != blake3:
-        return
-    if trained is None and record.state == "completed":
-        finish(paths, name, "skipped", reason=reason, held_back=True)
-    elif trained is not None and record.state == "skipped" and record.held_back:
-        finish(paths, name, "completed", version=trained)

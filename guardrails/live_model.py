@@ -2,7 +2,6 @@
 
 import shlex
 import time
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from guardrails import signals
@@ -17,16 +16,15 @@ from guardrails.change import (
 )
 from guardrails.copies import Copies
 from guardrails.errors import BusyError, DamagedStateError, IntegrityError, OperationError
-from guardrails.filesystem import rename_noreplace
 from guardrails.head import condition_of_live_model, next_number, read_head, sign, untouched_files, write_head
 from guardrails.locks import read_holder
 from guardrails.manifest import KnownHashes, find_damage
-from guardrails.paths import STAGE_PREFIX, Paths
+from guardrails.paths import Paths
 from guardrails.preflight import refuse_torn_weights
 from guardrails.queue import finish
 from guardrails.queue_records import Record, find_states, processing, read_record
 from guardrails.removal import bring_back
-from guardrails.repair import HOW_TO_GO_ON, copy_version, repair_version
+from guardrails.repair import HOW_TO_GO_ON, repair_version
 from guardrails.runs import drop_run, read_job, read_outcome, remove_continuation, run_of, worker_of
 from guardrails.signature import take_signature
 from guardrails.state_io import fsync_folder, read_json, utc_now
@@ -237,27 +235,6 @@ def put_in_place(paths: Paths, version_id: str, announce: Announce) -> Outcome:
         undo = None
     replaced = "a removed model" if condition == "absent" and before else before or "a fresh start"
     return Outcome(f"restored {version_id} in place of {replaced}", undo, version_id)
-
-
-def copy_elsewhere(paths: Paths, version_id: str, target: Path, announce: Announce) -> None:
-    """Put a checked, writable copy of a version into the new folder ``target``.
-
-    Raises:
-        OperationError: the target exists and is not empty.
-        IntegrityError: the version is damaged beyond healing; there is no target.
-    """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OperationError(f"{target} exists and is not empty", "name a new folder with --target")
-    with open_store(paths, f"copying {version_id}", announce):
-        if not is_kept(paths, version_id):
-            announce(f"{version_id} was removed; brought back from {bring_back(paths, version_id)}")
-        if target.exists():
-            target.rmdir()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        stage = target.with_name(f"{STAGE_PREFIX}{version_id}")
-        copy_version(paths, version_id, stage, announce)
-        rename_noreplace(stage, target)
-        fsync_folder(target.parent)
 
 
 def rollback(paths: Paths, announce: Announce) -> Outcome:

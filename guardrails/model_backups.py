@@ -9,19 +9,19 @@ from typing import Any, Literal
 from guardrails.backups import BackupType, add_backup, backups_folder, list_backup_ids, read_backup
 from guardrails.change import Announce, changed_by_hand_metadata, open_store
 from guardrails.config import check_config, parse_config
-from guardrails.errors import BusyError, ConfigError, DamagedStateError, IntegrityError, OperationError
+from guardrails.errors import ConfigError, DamagedStateError, IntegrityError, OperationError
 from guardrails.filesystem import copy_tree, remove_tree, rename_noreplace
 from guardrails.head import condition_of_live_model, next_number, read_head
 from guardrails.live_model import (
     Outcome,
-    copy_elsewhere,
     finish_completed_run,
     put_in_place,
     refuse_while_training,
 )
 from guardrails.manifest import KnownHashes, find_damage, same_content
 from guardrails.paths import STAGE_PREFIX, Paths
-from guardrails.repair import put_metadata_back
+from guardrails.removal import bring_back
+from guardrails.repair import copy_version, put_metadata_back
 from guardrails.state_io import format_utc, fsync_folder
 from guardrails.trash import discard
 from guardrails.version_records import is_kept, read_metadata
@@ -194,7 +194,9 @@ def check_target(paths: Paths, target: Path) -> Path:
     full = Path(os.path.abspath(target))
     is_new = not os.path.lexists(full) or (full.is_dir() and not full.is_symlink() and not os.listdir(full))
     if not is_new or os.path.realpath(full) == os.getcwd():
-        raise OperationError(f"{full} exists", "name a folder that does not exist yet")
+        raise OperationError(
+            f"{full} exists and is not an empty folder elsewhere", "name a folder that does not exist yet"
+        )
     if is_own_place(paths, real_source(full)):
         raise OperationError(f"{full} is a place of the toolkit's own", "name a folder elsewhere")
     return full
@@ -208,14 +210,19 @@ def copy_version_elsewhere(paths: Paths, version_id: str, target: Path, announce
         IntegrityError: the version is damaged beyond healing; there is no target.
     """
     target = check_target(paths, target)
-    try:
-        copy_elsewhere(paths, version_id, target, announce)
-    except BusyError:
-        # What lies beside the target is another command's.
-        raise
-    except BaseException:
-        remove_tree(target.with_name(f"{STAGE_PREFIX}{version_id}"))
-        raise
+    stage = target.with_name(f"{STAGE_PREFIX}{version_id}")
+    with open_store(paths, f"copying {version_id}", announce):
+        if not is_kept(paths, version_id):
+            announce(f"{version_id} was removed; brought back from {bring_back(paths, version_id)}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            copy_version(paths, version_id, stage, announce)
+            if target.exists():
+                target.rmdir()
+            rename_noreplace(stage, target)
+        finally:
+            remove_tree(stage)
+        fsync_folder(target.parent)
     return target
 
 

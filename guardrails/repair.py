@@ -317,7 +317,8 @@ def _copy_is_good(paths: Paths, version_id: str, target: Path, files: list[FileE
     except IntegrityError:
         return False
     except OSError as error:
-        if error.filename is None or model not in Path(error.filename).parents:
+        failed = Path(error.filename or "")
+        if model not in (failed, *failed.parents):
             # No fault of the version.
             remove_tree(target)
             raise

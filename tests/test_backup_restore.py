@@ -211,8 +211,7 @@ def fail(*arguments: object, **more: object) -> None:
 
 
 def test_no_stage_is_left_beside_the_target(paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (guardrails.model_backups, guardrails.live_model):
-        monkeypatch.setattr(module, "rename_noreplace", fail)
+    monkeypatch.setattr(guardrails.model_backups, "rename_noreplace", fail)
     with pytest.raises(OSError, match="No space"):
         restore(paths, "b001", tmp_path / "out" / "one")
     with pytest.raises(OSError, match="No space"):

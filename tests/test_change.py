@@ -16,7 +16,6 @@ from guardrails.errors import DamagedStateError, IntegrityError, OperationError
 from guardrails.filesystem import UnsupportedError, remove_tree
 from guardrails.head import read_head
 from guardrails.live_model import (
-    copy_elsewhere,
     finish_published_run,
     publish_run,
     restore,
@@ -24,7 +23,7 @@ from guardrails.live_model import (
     save_version,
 )
 from guardrails.manifest import find_damage
-from guardrails.model_backups import back_up, back_up_version, restore_backup
+from guardrails.model_backups import back_up, back_up_version, copy_version_elsewhere, restore_backup
 from guardrails.paths import Paths
 from guardrails.queue_records import processing, records
 from guardrails.state_io import read_json, write_json
@@ -489,8 +488,8 @@ def test_a_backup_named_through_a_link_is_known_as_the_model(paths: Paths, tmp_p
 
 def test_a_version_can_be_copied_elsewhere_whole_and_writable(paths: Paths, tmp_path: Path) -> None:
     target = tmp_path / "new" / "folder"
-    copy_elsewhere(paths, "v001", target, say_nothing)
+    copy_version_elsewhere(paths, "v001", target, say_nothing)
     assert find_damage(target, read_metadata(paths, "v001")["files"]) == []
     assert os.access(target / WEIGHTS, os.W_OK)
-    with pytest.raises(OperationError, match="not empty"):
-        copy_elsewhere(paths, "v001", target, say_nothing)
+    with pytest.raises(OperationError, match="not an empty"):
+        copy_version_elsewhere(paths, "v001", target, say_nothing)

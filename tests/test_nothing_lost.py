@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from guardrails import change, repair
+from guardrails import backups, change, repair
 from guardrails.backups import remove_leftovers
 from guardrails.change import open_store, say_nothing
 from guardrails.errors import BusyError, DamagedStateError, IntegrityError, OperationError
-from guardrails.filesystem import remove_tree
+from guardrails.filesystem import copy_tree, remove_tree
 from guardrails.head import read_head
 from guardrails.live_model import restore, rollback, save_version
 from guardrails.manifest import KnownHashes, find_damage
@@ -272,14 +272,12 @@ def test_what_others_keep_in_the_backup_folder_is_left_alone(paths: Paths, other
     (folder / ".stage-file").write_text("x")
     (folder / ".stage-b009").mkdir()
     remove_leftovers(folder)
-    assert {path.name for path in folder.iterdir()} == {".stage-website", ".stage-file"}
+    assert {path.name for path in folder.iterdir()} == {".stage-website", ".stage-file", ".lock"}
 
 
 def test_a_backup_under_way_is_not_cleaned_away_by_another_base_dir(
     paths: Paths, other: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from guardrails import backups
-
     copy = backups._copy
 
     def clean_meanwhile(*arguments: Any) -> Any:
@@ -375,3 +373,50 @@ def test_a_model_open_for_writing_is_not_backed_up(paths: Paths) -> None:
     with pytest.raises(BusyError):
         back_up(paths, paths.current_model, "manual", None)
     os.close(descriptor)
+
+
+def test_a_base_dir_moved_while_a_late_edit_becomes_a_version_loses_nothing(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copy_version = repair.copy_version
+
+    def write_meanwhile(*arguments: Any) -> None:
+        copy_version(*arguments)
+        (paths.current_model / "notes").write_bytes(HANDMADE)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(change, "copy_version", write_meanwhile)
+        patched.setattr(change, "add_version", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            restore(paths, "v001", say_nothing)
+    moved = Paths(paths.base.rename(tmp_path / "moved"))
+    with open_store(moved, "next"):
+        pass
+    assert (moved.version("v004") / "model" / "notes").read_bytes() == HANDMADE
+
+
+def test_a_backup_begun_after_a_look_at_its_lock_is_not_cleaned_away(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backups, "read_holder", lambda _: None, raising=False)
+    with backups.lock_of_backups(paths.backups).hold("another base dir's backup"):
+        (paths.backups / ".stage-b009").mkdir()
+        remove_leftovers(paths.backups)
+        assert (paths.backups / ".stage-b009").is_dir()
+    remove_leftovers(paths.backups)
+    assert not (paths.backups / ".stage-b009").exists()
+
+
+def test_a_folder_of_a_version_that_cannot_be_listed_is_healed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = make_store(tmp_path / "base", backups=True)
+    model = paths.version("v001") / "model"
+    failures = iter([OSError(5, "Input/output error", str(model))])
+
+    def fail_once(*arguments: Any, **options: Any) -> Any:
+        if error := next(failures, None):
+            raise error
+        return copy_tree(*arguments, **options)
+
+    monkeypatch.setattr(repair, "copy_tree", fail_once)
+    restore(paths, "v001", say_nothing)
+    assert find_damage(paths.current_model, read_metadata(paths, "v001")["files"]) == []
