@@ -12,7 +12,7 @@ help:
 	@echo "make test      lint, types and the quick tests"
 	@echo "make faults    the long fault campaign"
 	@echo "make bench     the benchmarks"
-	@echo "make docs      docs/cli.md from the scripts' own help"
+	@echo "make docs      docs/cli.md and parts of the guide, from the code"
 	@echo "make clean     remove .venv and caches, never data"
 
 install: $(VENV)/.train

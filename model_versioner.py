@@ -45,7 +45,7 @@ from guardrails.config import load_config
 from guardrails.copies import Copies
 from guardrails.errors import ConfigError, DamagedStateError, IntegrityError, OperationError
 from guardrails.head import read_head
-from guardrails.live_model import Outcome, restore, rollback, save_version
+from guardrails.live_model import Outcome, restore, rollback, save_version, undo_change_by_hand
 from guardrails.manifest import KnownHashes
 from guardrails.model_backups import copy_version_elsewhere
 from guardrails.paths import Paths
@@ -53,7 +53,9 @@ from guardrails.removal import bring_back, delete_version, empty_trash, set_pinn
 from guardrails.removal import prune as prune_versions
 from guardrails.repair import repair_everything, verify_version
 from guardrails.retention import MOST_DAYS, Policy, parse_duration
+from guardrails.sandbox import is_inside
 from guardrails.state_io import read_json
+from guardrails.store_requests import BY_HAND, Verb, ask_daemon
 from guardrails.trash import list_entries, trash_of_backups
 from guardrails.version_diff import compare_metadata, require_models
 from guardrails.version_records import (
@@ -198,6 +200,15 @@ def choose_policy(paths: Paths, keep: dict[str, Any]) -> Policy:
     return policy
 
 
+def have_it_done(invocation: Invocation, verb: Verb, argument: str | None = None) -> int:
+    """In an agent's sandbox the daemon does it; the exit code of what it ran."""
+
+    def announce(line: str) -> None:
+        click.echo(line, err=True)
+
+    return ask_daemon(invocation.paths, verb, argument, as_json=invocation.as_json, announce=announce)
+
+
 def trashes(paths: Paths) -> list[Path]:
     """The trash of the base dir, and that of backups on another disk."""
     return sorted({paths.trash, trash_of_backups(paths, backups_folder(paths))})
@@ -214,8 +225,10 @@ def main() -> None:
 @click.option("--description", default="made by hand", help="What this version is, in a few words.")
 @common_options
 @pass_invocation
-def create(invocation: Invocation, description: str) -> None:
+def create(invocation: Invocation, description: str) -> int:
     paths = invocation.paths
+    if is_inside(paths):
+        return have_it_done(invocation, "create", description)
     with open_store(paths, "creating a version", announcer(invocation)):
         version, is_new = save_version(paths, description, "manual")
     if version is None:
@@ -230,6 +243,7 @@ def create(invocation: Invocation, description: str) -> None:
         click.echo(f"{mebibytes(storage['own_bytes'])} MiB {how}{shared if storage['shared_bytes'] else ''}")
     else:
         click.echo(f"unchanged: current_model/ is {version}")
+    return 0
 
 
 @main.command("list", help="List the versions, oldest first; * marks what current_model/ is, p what is pinned.")
@@ -297,10 +311,17 @@ def show(invocation: Invocation, version: str) -> None:
 @main.command(
     "rollback", help="Undo the last change: a stopped run, a change by hand, else the last training or restore."
 )
+@click.option("--by-hand", is_flag=True, help="Undo only what somebody changed in current_model/, or its removal.")
 @common_options
 @pass_invocation
-def rollback_command(invocation: Invocation) -> None:
+def rollback_command(invocation: Invocation, by_hand: bool) -> int:
+    if is_inside(invocation.paths):
+        return have_it_done(invocation, "rollback", BY_HAND if by_hand else None)
+    if by_hand:
+        report(invocation, undo_change_by_hand(invocation.paths, announcer(invocation)))
+        return 0
     report(invocation, rollback(invocation.paths, announcer(invocation)))
+    return 0
 
 
 @main.command("restore", help="Make current_model/ the given version; what was there stays.")
@@ -308,14 +329,17 @@ def rollback_command(invocation: Invocation) -> None:
 @click.option("--target", type=click.Path(path_type=Path), help="Put a copy into this new folder instead.")
 @common_options
 @pass_invocation
-def restore_command(invocation: Invocation, version: str, target: Path | None) -> None:
+def restore_command(invocation: Invocation, version: str, target: Path | None) -> int:
     paths = invocation.paths
     version_id = parse_version_id(paths, version)
+    if target is None and is_inside(paths):
+        return have_it_done(invocation, "restore", version_id)
     if target is None:
         report(invocation, restore(paths, version_id, announcer(invocation)))
-        return
+        return 0
     full = copy_version_elsewhere(paths, version_id, target, announcer(invocation))
     report(invocation, Outcome(f"copied {version_id} to {full}", None, version_id))
+    return 0
 
 
 @main.command(help="Read versions from the disk and compare every byte with what was saved.")
@@ -334,13 +358,20 @@ def verify(invocation: Invocation, version: str | None, every: bool) -> None:
     report_damage(invocation, damage, "no versions yet", HOW_TO_REPAIR)
 
 
-@main.command(help="Heal damaged versions and backups from each other; damaged bytes are kept in the trash.")
+@main.command(help="Heal damaged or lost versions and backups from each other; damaged bytes are kept in the trash.")
+@click.argument("names", nargs=-1, metavar="[VERSION|BACKUP]...")
 @common_options
 @pass_invocation
-def repair(invocation: Invocation) -> None:
+def repair(invocation: Invocation, names: tuple[str, ...]) -> None:
     paths = invocation.paths
     with open_store(paths, "repairing", announcer(invocation)):
-        repairs = repair_everything(paths)
+        repairs = repair_everything(paths, names)
+    lost = sorted(set(names) - {one.id for one in repairs})
+    if lost:
+        raise OperationError(
+            f"there is no version or backup {lost[0][:80]!r}, and no backup to make it from",
+            "model_versioner.py list and backup_manager.py list show what there is",
+        )
     left = [one.id for one in repairs if one.left]
     if invocation.as_json:
         print_json([{"id": one.id, "healed": bool(one.found) and not one.left, "left": one.left} for one in repairs])

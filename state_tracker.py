@@ -11,75 +11,196 @@ $ python3 state_tracker.py --json | jq .current_model.training_steps
 
 import os
 import sys
-from collections.abc import Iterable
 
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
     from guardrails.bootstrap import enter_venv
 
-    enter_venv()
+    # A monitor takes 1 for a verdict.
+    enter_venv(failed=3 if "--nagios" in sys.argv else 1)
+
+from typing import TYPE_CHECKING
 
 import click
 
-from guardrails.cli import Invocation, common_options, pass_invocation, print_json, run, show_name, version_option
+from guardrails.cli import Invocation, common_options, pass_invocation, print_json, run, version_option
+from guardrails.errors import UsageError
 from guardrails.state import Json
 from guardrails.state_document import update_document
 
+if TYPE_CHECKING:
+    from guardrails.deep_check import Outcome
+    from guardrails.paths import Paths
+    from guardrails.state_text import Style
+    from guardrails.state_views import Request
+
 EXIT_CODES = {"ok": 0, "warning": 1, "critical": 3}
+# What monitors expect; to them 3 is UNKNOWN.
+PLUGIN_EXIT_CODES = {"ok": 0, "warning": 1, "critical": 2}
+STDOUT = "-"
 
 
-def print_lines(lines: Iterable[str]) -> None:
-    sys.stdout.writelines(f"{line}\n" for line in lines)
+def choose_style() -> "Style":
+    from guardrails.state_text import plain_style
+
+    return click.style if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else plain_style
 
 
-def print_report(document: Json) -> None:
-    from guardrails.state_text import plain_style, report_lines
+def show_live(invocation: Invocation, seconds: float) -> int:
+    from guardrails.state_watch import watch
 
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print_lines(report_lines(document, click.style if colour else plain_style))
-
-
-def print_warnings(document: Json) -> None:
-    from guardrails.state_text import warning_lines
-
-    print_lines(warning_lines(document))
+    return watch(invocation.paths, seconds, choose_style(), as_json=invocation.as_json)
 
 
-def print_update(document: Json) -> None:
-    unwritable = [d["message"] for d in document["warning_details"] if d["id"] == "state-file-unwritable"]
-    done = unwritable[0] if unwritable else "updated .system_state.json"
-    print_lines([show_name(f"{done}: verdict {document['verdict']}, warnings: {len(document['warnings'])}")])
+def report_on(paths: "Paths", deep: bool) -> "tuple[Json, Outcome | None]":
+    """A fresh document, and what a deep check before it found, if one is asked for."""
+    if not deep:
+        return update_document(paths), None
+    from guardrails.deep_check import check_deeply
+
+    outcome = check_deeply(paths)
+    return update_document(paths, problems=outcome.problems), outcome
+
+
+def print_deep_check(document: Json, outcome: "Outcome", said: "str | None") -> None:
+    from guardrails.deep_text import deep_check_lines
+    from guardrails.state_faces import print_lines
+
+    print_lines(deep_check_lines(outcome, document, said))
+
+
+def send_alerts(paths: "Paths", document: Json) -> "tuple[str, Exception | None]":
+    from guardrails.background_faces import try_check
+
+    return try_check(paths, document)
+
+
+def look_back(form: "str | None", since: "str | None", sides: "tuple[str, ...]") -> "Request | None":
+    if form not in ("history", "diff") and since is None and not sides:
+        return None
+    from guardrails.state_views import make_request
+
+    return make_request(form, since, sides)
+
+
+def refuse_two(faces: "dict[str, object]") -> None:
+    """At most one of these is given: what reads stdout reads one form."""
+    given = [name for name, value in faces.items() if value]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} each print a form of their own", "ask for one of them")
+
+
+def refuse_alert(form: "str | None", alert: bool, systemd: "str | None") -> None:
+    if form == "test" and not alert:
+        raise UsageError("--test is for --alert", "python3 state_tracker.py --alert --test")
+    if alert and (form in ("nagios", "schema", "cron-example") or systemd is not None):
+        raise UsageError("--alert goes with a report", "python3 state_tracker.py --alert")
+
+
+def print_schedule(invocation: Invocation, folder: "str | None") -> int:
+    from guardrails.background_faces import print_crontab, print_units
+
+    if folder is None:
+        print_crontab(invocation.paths)
+    else:
+        print_units(invocation.paths, folder, as_json=invocation.as_json)
+    return 0
 
 
 @click.command()
 @click.option("--check", "form", flag_value="check", help="Print the full report.")
 @click.option("--warnings", "form", flag_value="warnings", help="Print the warnings alone, one a line.")
+@click.option("--nagios", "form", flag_value="nagios", help="Print one line, and exit 0 to 3, as a monitoring plugin.")
 @click.option("--schema", "form", flag_value="schema", help="Print the JSON Schema of the document.")
+@click.option("--history", "form", flag_value="history", help="List what changed, and when.")
+@click.option("--since", metavar="TIME", help="With --history: only since 7d, 2h or 2026-11-01.")
+@click.option("--diff", "form", flag_value="diff", help="Compare A with B: times, rows (#12) or saved documents.")
+@click.argument("sides", nargs=-1, metavar="[A [B]]")
+@click.option("--explain", metavar="ID", help="Say what a finding means, why it matters and what to do.")
+@click.option("--prometheus", metavar="FILE", help="Write FILE for node_exporter's textfile collector; - is stdout.")
+@click.option("--alert", is_flag=True, help="Also send what changed to the addresses for alerts.")
+@click.option("--test", "form", flag_value="test", help="With --alert: send each address a test message instead.")
+@click.option("--cron-example", "form", flag_value="cron-example", help="Print lines for a crontab.")
+@click.option("--systemd", metavar="DIR", help="Write systemd units for the daemon and the report into DIR.")
+@click.option("--watch", type=float, metavar="SECONDS", help="Show the state on a screen, anew every SECONDS.")
+@click.option("--deep", is_flag=True, help="Read everything in full first; alone, say what was read and found.")
 @click.option("--exit-code", is_flag=True, help="Exit 1 on warnings, 3 on critical ones; else a report exits 0.")
 @common_options
 @version_option
 @pass_invocation
-def main(invocation: Invocation, form: "str | None", exit_code: bool) -> int:
+def main(
+    invocation: Invocation,
+    form: "str | None",
+    explain: "str | None",
+    prometheus: "str | None",
+    since: "str | None",
+    sides: "tuple[str, ...]",
+    alert: bool,
+    systemd: "str | None",
+    watch: "float | None",
+    deep: bool,
+    exit_code: bool,
+) -> int:
     """Report what exists here and what needs attention, and keep it in .system_state.json.
 
-    Without an option: only update that file.
+    Without an option: only update that file. --diff without B compares with now, without A from the last change on.
     """
+    if watch is not None:
+        refuse_two({"--watch": True, f"--{form}": form, "--explain": explain is not None, "--prometheus": prometheus})
+        refuse_two({"--watch": True, "--deep": deep, "--alert": alert, "--systemd": systemd})
+        return show_live(invocation, watch)
+    refuse_two({f"--{form}": form, "--explain": explain is not None, "--prometheus -": prometheus == STDOUT})
+    refuse_two({f"--{form}": form, "--systemd": systemd is not None})
+    refuse_two({"--json": invocation.as_json, "--prometheus -": prometheus == STDOUT})
+    refuse_alert(form, alert, systemd)
     if form == "schema":
         from guardrails.state_schema import make_schema
 
         print_json(make_schema())
         return 0
-    document = update_document(invocation.paths)
-    if invocation.as_json:
+    if form == "cron-example" or systemd is not None:
+        return print_schedule(invocation, systemd)
+    request = look_back(form, since, sides)
+    paths = invocation.paths
+    document, outcome = report_on(paths, deep)
+    said, failure = send_alerts(paths, document) if alert and form != "test" else (None, None)
+    if prometheus is not None:
+        from guardrails.state_faces import export_metrics
+
+        export_metrics(document, paths.base, prometheus)
+    if explain is not None:
+        from guardrails.state_faces import print_explanation
+
+        print_explanation(document, explain, as_json=invocation.as_json)
+    elif request is not None:
+        from guardrails.state_views import print_past
+
+        document = print_past(request, paths, document, choose_style(), as_json=invocation.as_json)
+    elif form == "test":
+        from guardrails.background_faces import print_test
+
+        print_test(paths, document, as_json=invocation.as_json)
+    elif invocation.as_json:
         print_json(document)
-    elif form == "check":
-        print_report(document)
-    elif form == "warnings":
-        print_warnings(document)
-    else:
-        print_update(document)
-    return EXIT_CODES[document["verdict"]] if exit_code else 0
+    elif form is not None:
+        from guardrails.state_faces import print_face
+
+        print_face(form, document, paths, choose_style())
+    elif outcome is not None and prometheus is None:
+        print_deep_check(document, outcome, said)
+    elif prometheus != STDOUT:
+        from guardrails.state_faces import print_update
+
+        print_update(document, prometheus, said)
+    if failure is not None:
+        raise failure
+    codes = PLUGIN_EXIT_CODES if form == "nagios" else EXIT_CODES if exit_code else {}
+    return codes.get(document["verdict"], 0)
 
 
 if __name__ == "__main__":
+    if "--nagios" in sys.argv:
+        from guardrails.nagios import run_check
+
+        run_check(lambda report: run(main, report=report))
     run(main)

@@ -18,8 +18,7 @@ if __name__ == "__main__":
 
 import json
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -27,10 +26,13 @@ from guardrails import config_lock, signals
 from guardrails.change import change_config, open_store
 from guardrails.cli import (
     Invocation,
+    as_typed,
+    base_dir_option,
     common_options,
     confirm_by_name,
     pass_invocation,
     print_json,
+    print_layers,
     run,
     show_name,
     version_option,
@@ -44,13 +46,15 @@ from guardrails.config import (
     read_config_text,
     set_config_value,
 )
+from guardrails.config_lock import write_lock
 from guardrails.errors import ConfigError, OperationError
 from guardrails.head import read_lock
 from guardrails.locks import read_holder
 from guardrails.paths import Paths
 from guardrails.preflight import check_before_training
 from guardrails.queue_records import counts
-from guardrails.state_io import SCHEMA_VERSION, read_json, utc_now, write_json
+from guardrails.sandbox import run_agent
+from guardrails.state_io import read_json
 
 if TYPE_CHECKING:
     from guardrails.settings import Config
@@ -94,20 +98,22 @@ def parse_value(text: str) -> object:
         return text
 
 
-def find_violations(paths: Paths, config: "Config") -> list[tuple[str, object, object]]:
-    """Locked keys whose value was changed, with old and new; the base model's bytes count as base_model."""
-    lock = read_lock(paths)
-    if lock is None:
-        return []
-    now = config_lock.locked_values(config)
-    changed: list[tuple[str, object, object]] = [
-        (key, lock["locked"][key], now[key]) for key in LOCKED_KEYS if lock["locked"][key] != now[key]
-    ]
-    if not any(key == "base_model" for key, _, _ in changed):
-        old, new = lock["base_model_fingerprint"], fingerprint(paths, config)
-        if old["blake3"] != new["blake3"]:
-            difference = config_lock.describe_difference(old, new)
-            changed.append(("base_model", old["blake3"][:12], f"{new['blake3'][:12]} ({difference})"))
+class Violation(NamedTuple):
+    """A locked value that was changed; the base model's bytes count as base_model."""
+
+    key: str
+    old: object
+    new: object
+
+
+def find_violations(lock: dict[str, Any], config: "Config", fingerprint: config_lock.Fingerprint) -> list[Violation]:
+    """What of the lock is violated, with old and new as a person is to see them."""
+    was, now = lock["locked"], config_lock.locked_values(config)
+    changed = [Violation(key, was[key], now[key]) for key in LOCKED_KEYS if was[key] != now[key]]
+    old = lock["base_model_fingerprint"]
+    if not any(one.key == "base_model" for one in changed) and old["blake3"] != fingerprint["blake3"]:
+        difference = config_lock.describe_difference(old, fingerprint)
+        changed.append(Violation("base_model", old["blake3"][:12], f"{fingerprint['blake3'][:12]} ({difference})"))
     return changed
 
 
@@ -120,27 +126,23 @@ def fingerprint(paths: Paths, config: "Config") -> config_lock.Fingerprint:
     return config_lock.fingerprint_base_model(paths, config_lock.base_model_folder(paths, config))
 
 
-def moved_lock(
-    paths: Paths, lock: dict[str, Any], config: "Config", keys: Iterable[str], approved_by: str
-) -> dict[str, Any]:
-    """``lock`` with the approved keys as ``config`` has them, and the others as they were."""
-    now = config_lock.locked_values(config)
-    moved = {
-        **lock,
-        "schema_version": SCHEMA_VERSION,
-        "locked": {**lock["locked"], **{key: now[key] for key in keys}},
-        "locked_at": utc_now(),
-        "approved_by": approved_by,
-    }
-    if "base_model" in keys:
-        moved["base_model_fingerprint"] = fingerprint(paths, config)
-    return moved
+def describe_approval(record: dict[str, Any]) -> str:
+    """A recorded change of a locked value, on one line."""
+    where = f" at {record['tty']}" if record.get("tty") else ""
+    old, new = (json.dumps(record.get(name)) for name in ("old", "new"))
+    who = f"{record.get('user')}{where}, {record.get('how')}"
+    return show_name(f"{record['key']}: {old} -> {new}, {record.get('at')} by {who}")
 
 
 def refuse_if_changed(paths: Paths, text: str, lock: dict[str, Any] | None) -> None:
     """Raises OperationError if config or lock are not what the person was asked about; no lock is held while asking."""
     if read_config_text(paths) != text or read_lock(paths) != lock:
         raise OperationError("config.json or its lock was changed meanwhile", "look at it, then run the command again")
+
+
+def as_typed_if_own(invocation: Invocation, fix: str) -> str:
+    """A fix as it is typed; commands of other programs and what is said in words stay as they are."""
+    return as_typed(invocation, fix) if fix.split(maxsplit=1)[0].endswith(".py") else fix
 
 
 @click.group(help=__doc__.split("\n\n", maxsplit=1)[0])
@@ -265,6 +267,36 @@ def clear(invocation: Invocation) -> None:
         click.echo(f"removed {', '.join(removed)}" if removed else "no signal was waiting")
 
 
+@main.command(
+    help="Run COMMAND, an agent say, where it cannot change the models or the guards (bubblewrap).",
+    context_settings={"allow_interspersed_args": False},
+)
+@click.argument("command", nargs=-1, required=True, metavar="[--] COMMAND...")
+@base_dir_option
+@pass_invocation
+def agent(invocation: Invocation, command: tuple[str, ...]) -> None:
+    run_agent(invocation.paths, command)
+
+
+@main.command(help="Show which layers of protection are on, each proven by a harmless probe; exit 1 if one is off.")
+@click.option("--repair", is_flag=True, help="First switch agents' hooks on again that were seen on and are off.")
+@common_options
+@pass_invocation
+def doctor(invocation: Invocation, repair: bool) -> int:
+    from guardrails.doctor import examine, repair_hooks
+
+    for line in repair_hooks(invocation.paths) if repair else []:
+        click.echo(show_name(line), err=invocation.as_json)
+    layers = examine(invocation.paths, time.time())
+    is_well = all(layer.state != "off" for layer in layers)
+    rows = [{**layer._asdict(), "fix": layer.fix and as_typed_if_own(invocation, layer.fix)} for layer in layers]
+    if invocation.as_json:
+        print_json({"ok": is_well, "layers": rows})
+    else:
+        print_layers(rows)
+    return 0 if is_well else 1
+
+
 @main.group(help="Show, check and change config.json; approve a changed locked value.")
 @common_options
 def config() -> None:
@@ -283,15 +315,19 @@ def config_show(invocation: Invocation) -> None:
         click.echo(f"{key}: {json.dumps(value)}{'  (locked)' if key in LOCKED_KEYS else ''}")
 
 
-@config.command("check", help="Run the pre-flight that comes before each file.")
+@config.command("check", help="Run the pre-flight that comes before each file; list who changed what is locked.")
 @common_options
 @pass_invocation
 def config_check(invocation: Invocation) -> None:
+    approvals = config_lock.read_approvals(invocation.paths)
     result = check_before_training(invocation.paths, remember=False)
     if invocation.as_json:
-        print_json({"ok": True, "locked": result.is_locked, "base_model_fingerprint": result.fingerprint["blake3"]})
-    else:
-        click.echo(f"config.json is right{', and as locked' if result.is_locked else '; nothing is locked yet'}")
+        locked = {"locked": result.is_locked, "base_model_fingerprint": result.fingerprint["blake3"]}
+        print_json({"ok": True, **locked, "approvals": approvals})
+        return
+    click.echo(f"config.json is right{', and as locked' if result.is_locked else '; nothing is locked yet'}")
+    for record in approvals:
+        click.echo(describe_approval(record))
 
 
 @config.command("set", help="Change one value and leave the rest of the file as it stands.")
@@ -314,41 +350,49 @@ def config_set(invocation: Invocation, key: str, value: str) -> None:
     if key in LOCKED_KEYS and lock is not None and lock["locked"][key] != new:
         # Made before the question, so that a base model that is not there is told of first.
         changed = check_config({**settings, key: new}, paths.config)
-        moved = moved_lock(paths, lock, changed, [key], "a person, by config set")
+        bytes_now = fingerprint(paths, changed) if key == "base_model" else lock["base_model_fingerprint"]
+        moved = config_lock.move_lock(lock, {key: new}, bytes_now, "a person, by config set")
         confirm_by_name(key, lock["locked"][key], new)
     with open_store(paths, f"setting {key}"):
         refuse_if_changed(paths, text, lock)
-        if moved is None:
-            set_config_value(paths, key, new)
-        else:
+        if moved is not None:
             change_config(paths, {key: new}, moved)
+        else:
+            set_config_value(paths, key, new)
+            if lock is not None and not paths.config_lock.exists():
+                # Known from the version that current_model/ is.
+                write_lock(paths, config_lock.move_lock(lock, {}, lock["base_model_fingerprint"], "the head version"))
     if invocation.as_json:
         print_json({"key": key, "old": old, "new": new})
     else:
         click.echo(f"{key}: {json.dumps(old)} -> {json.dumps(new)}")
 
 
-@config.command("approve", help="Accept locked values, or a base model, that were changed; asks a person.")
+@config.command("approve", help="Accept locked values, or a base model, that were changed; asks a person for each.")
 @common_options
 @pass_invocation
 def config_approve(invocation: Invocation) -> None:
     paths = invocation.paths
     text, settings, lock = read_config_text(paths), load_config(paths), read_lock(paths)
-    changed = find_violations(paths, settings)
-    if changed and lock is not None:
-        moved = moved_lock(paths, lock, settings, [key for key, _, _ in changed], "a person, by config approve")
-        for key, old, new in changed:
-            confirm_by_name(key, old, new)
-        with open_store(paths, "approving"):
-            refuse_if_changed(paths, text, lock)
-            write_json(paths.config_lock, moved)
-    report = [{"key": key, "old": old, "new": new} for key, old, new in changed]
+    changed: list[Violation] = []
+    if lock is not None:
+        # Taken once, before the questions: what is shown is what is approved.
+        bytes_now, values = fingerprint(paths, settings), config_lock.locked_values(settings)
+        changed = find_violations(lock, settings, bytes_now)
+        approved = {one.key: values[one.key] for one in changed}
+        model = bytes_now if "base_model" in approved else lock["base_model_fingerprint"]
+        moved = config_lock.move_lock(lock, approved, model, "a person, by config approve")
+        for one in changed:
+            confirm_by_name(*one)
+        if changed:
+            with open_store(paths, "approving"):
+                refuse_if_changed(paths, text, lock)
+                write_lock(paths, moved)
+    report = [one._asdict() for one in changed]
     if invocation.as_json:
         print_json({"approved": report})
     else:
-        click.echo(
-            f"approved {', '.join(key for key, _, _ in changed)}" if changed else "nothing differs from the lock"
-        )
+        click.echo(f"approved {', '.join(one.key for one in changed)}" if changed else "nothing differs from the lock")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import loop, remotes, state_tracker, storage
+from benchmarks import guard, loop, remotes, state_tracker, storage
 from tests.state.building import SCRIPT, healthy
 
 
@@ -30,7 +30,8 @@ def main() -> int:
     short = loop.parse_short()
     # What a push sends is counted by tests/test_remotes.py, too.
     figures = [] if short else measure_state_tracker() + remotes.measure()
-    return loop.print_figures(figures + loop.measure(short=short) + storage.measure(short=short))
+    figures += loop.measure(short=short) + storage.measure(short=short) + guard.measure(short=short)
+    return loop.print_figures(figures)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""docs/cli.md from the code: exit codes, settings, and every script's own help.
+"""The docs that the code says: docs/cli.md, and the marked parts of docs/STATE_TRACKER_GUIDE.md.
 
-$ python -m docs.generate            # write it
-$ python -m docs.generate --check    # exit 1 if the file is not what the code says
+$ python -m docs.generate            # write them
+$ python -m docs.generate --check    # exit 1 if they are not what the code says
 """
 
 import importlib
@@ -13,13 +13,17 @@ from pathlib import Path
 
 import click
 
+from docs.typescript import make_interface
 from guardrails import errors
 from guardrails.config import LOCKED_KEYS, TRAINING_KEYS
 from guardrails.errors import GuardrailsError
+from guardrails.explanations import EXPLANATIONS, Explanation
 from guardrails.paths import CODE_DIR
 from guardrails.settings import Config
+from guardrails.state_schema import make_schema
 
 PAGE = CODE_DIR / "docs" / "cli.md"
+GUIDE = CODE_DIR / "docs" / "STATE_TRACKER_GUIDE.md"
 WIDTH = 100
 FROZEN_KEYS = (*TRAINING_KEYS, "validation_file")
 OWN_CODES = {
@@ -54,9 +58,18 @@ SETTINGS = {
     "max_bad_rows": "Bad rows that a file may have; with more it fails before it is trained.",
     "backup": '`"after_each"` version a second copy, `"daily"` one a day, or `"off"`.',
     "backup_dir": "Folder for backups, better on another disk; null: `models/backups/`.",
+    "immutable_versions": (
+        "Versions and backups get the file system's immutable flag (`chattr +i`), so that not even root deletes or "
+        "overwrites them by mistake. Needs root and ext4, XFS or btrfs; a changed value holds from the daemon's next "
+        "start or the next writing command on."
+    ),
     "monitor_port": "Port of the live page, which is not there yet.",
     "launch": "Not available yet.",
-    "alerts": "Not available yet.",
+    "alerts": (
+        "When `state_tracker.py --alert` sends a message: an object with `after_checks` (2), `min_severity` "
+        '(`"warning"`), `max_per_day` (20), `remind_hours` (null: never) and `secrets_file` (`".alerts.env"`), the '
+        "file that has the addresses; null: as in the brackets."
+    ),
     "retention": (
         "What `model_versioner.py prune` keeps when it is given no `--keep-…`: an object with `keep_last`, "
         "`keep_hourly`, `keep_daily`, `keep_weekly`, `keep_monthly`, `keep_yearly` (-1 keeps all) and `keep_within` "
@@ -103,8 +116,9 @@ def exit_code_section() -> Iterator[str]:
     for code, meaning in exit_codes().items():
         yield f"| {code} | {meaning} |"
     yield ""
-    yield "`state_tracker.py --exit-code` has its own: 0 ok, 1 warnings, 3 critical. A failed command says"
-    yield "`error: …` and `hint: …` on stderr; with `--json` the same as one JSON object."
+    yield "`state_tracker.py --exit-code` has its own: 0 ok, 1 warnings, 3 critical; `--nagios` those of a monitoring"
+    yield "plugin: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN. A failed command says `error: …` and `hint: …` on stderr;"
+    yield "with `--json` the same as one JSON object."
 
 
 def setting_section() -> Iterator[str]:
@@ -145,20 +159,57 @@ def make_page() -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def finding_table() -> Iterator[str]:
+    """Every finding, a row each."""
+    yield "| id | severity | message | what helps |"
+    yield "|---|---|---|---|"
+    for entry in EXPLANATIONS:
+        cells = (cell.replace("|", r"\|") for cell in _cells(entry))
+        yield f"| {' | '.join(cells)} |"
+
+
+def _cells(entry: Explanation) -> tuple[str, ...]:
+    severity = entry.severity + (f" ({entry.otherwise})" if entry.otherwise else "")
+    return f"`{entry.id}`", severity, f"[{entry.category or '…'}] {entry.message}", entry.remedy
+
+
+def state_interface() -> Iterator[str]:
+    """The state document's type."""
+    yield "```typescript"
+    yield make_interface("SystemState", make_schema())
+    yield "```"
+
+
+def fill(page: str, part: str, lines: Iterator[str]) -> str:
+    """``page`` with ``lines`` between the marks of ``part``."""
+    begin, end = f"<!-- {part}: made by make docs -->\n", f"<!-- end of {part} -->\n"
+    before, _, rest = page.partition(begin)
+    _, mark, after = rest.partition(end)
+    assert mark, f"the marks of {part} are missing"
+    return before + begin + "".join(f"{line}\n" for line in lines) + end + after
+
+
+def make_guide() -> str:
+    """docs/STATE_TRACKER_GUIDE.md with the parts that the code says."""
+    page = GUIDE.read_text(encoding="utf-8")
+    return fill(fill(page, "findings", finding_table()), "interface", state_interface())
+
+
 @click.command(help=__doc__.split("\n\n", maxsplit=1)[0])
-@click.option("--check", is_flag=True, help="Change nothing; exit 1 if the file is not what the code says.")
+@click.option("--check", is_flag=True, help="Change nothing; exit 1 if a file is not what the code says.")
 def main(check: bool) -> int:
-    page = make_page()
-    shown = Path("docs") / PAGE.name
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == page:
-        click.echo(f"{shown} is up to date")
-        return 0
-    if check:
-        click.echo(f"error: {shown} is not what the code says\nhint: make docs", err=True)
-        return 1
-    PAGE.write_text(page, encoding="utf-8")
-    click.echo(f"wrote {shown}")
-    return 0
+    code = 0
+    for path, page in ((PAGE, make_page()), (GUIDE, make_guide())):
+        shown = Path("docs") / path.name
+        if path.exists() and path.read_text(encoding="utf-8") == page:
+            click.echo(f"{shown} is up to date")
+        elif check:
+            click.echo(f"error: {shown} is not what the code says\nhint: make docs", err=True)
+            code = 1
+        else:
+            path.write_text(page, encoding="utf-8")
+            click.echo(f"wrote {shown}")
+    return code
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ VENV_DIR = os.path.join(CODE_DIR, ".venv")
 ENTERED = "_GUARDRAILS_ENTERED"
 
 
-def enter_venv() -> None:
+def enter_venv(failed: int = 1) -> None:
     """Replace this process by the same command under ``.venv/bin/python``, if it is not that yet.
 
-    Exits 1 with one line that says what to run when there is no usable ``.venv``.
+    Exits with ``failed`` and one line that says what to run when there is no usable ``.venv``.
     """
     entered = os.environ.pop(ENTERED, None)
     if os.path.realpath(sys.prefix) == os.path.realpath(VENV_DIR):
@@ -24,7 +24,7 @@ def enter_venv() -> None:
     python = os.path.join(VENV_DIR, "bin", "python")
     if entered or not os.access(python, os.X_OK):
         sys.stderr.write("error: the toolkit is not set up here; run: make -C '%s' install\n" % CODE_DIR)
-        sys.exit(1)
+        sys.exit(failed)
     arguments = getattr(sys, "orig_argv", [sys.executable] + sys.argv)[1:]
     os.environ[ENTERED] = "1"
     try:
@@ -33,4 +33,4 @@ def enter_venv() -> None:
         sys.stderr.write(
             "error: cannot start %s (%s); run: make -C '%s' install\n" % (python, error.strerror, CODE_DIR)
         )
-        sys.exit(1)
+        sys.exit(failed)

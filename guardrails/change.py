@@ -20,6 +20,7 @@ from typing import Any
 
 from guardrails.backups import backup_of_version, backups_folder, remove_leftovers
 from guardrails.config import set_config_value
+from guardrails.config_lock import write_lock
 from guardrails.consequences import config_changes, move_data_file, queue_changes
 from guardrails.copies import Copies
 from guardrails.errors import DamagedStateError, GuardrailsError, IntegrityError
@@ -29,6 +30,8 @@ from guardrails.locks import read_holder
 from guardrails.manifest import find_damage
 from guardrails.paths import STAGE_PREFIX, Paths
 from guardrails.repair import HOW_TO_GO_ON, copy_version, heal_tree, put_metadata_back
+from guardrails.sandbox import refuse_in_sandbox
+from guardrails.sealing import UNSEALED, sealed_afterwards
 from guardrails.signature import take_signature
 from guardrails.state_io import SCHEMA_VERSION, fsync_folder, read_json, remove_temporary_files, utc_now, write_json
 from guardrails.trash import discard, remove_unfinished_entries
@@ -74,10 +77,26 @@ def say_nothing(line: str) -> None:
 
 
 @contextmanager
-def open_store(paths: Paths, purpose: str, announce: Announce = say_nothing) -> Iterator[None]:
+def open_store(
+    paths: Paths, purpose: str, announce: Announce = say_nothing, wait_seconds: float = STORE_SECONDS
+) -> Iterator[None]:
     """The store lock, with whatever a kill left half done finished first. For every writing command."""
-    with store_lock(paths).hold(purpose, STORE_SECONDS):
+    with hold_store(paths, purpose, announce, wait_seconds):
         finish_pending(paths, announce)
+        yield
+
+
+@contextmanager
+def hold_store(
+    paths: Paths, purpose: str, announce: Announce = say_nothing, wait_seconds: float = STORE_SECONDS
+) -> Iterator[None]:
+    """The store lock alone. ``finish_pending`` has to come before anything else is changed.
+
+    Raises:
+        OperationError: the store is closed to this process, in an agent's sandbox.
+    """
+    refuse_in_sandbox(paths)
+    with store_lock(paths).hold(purpose, wait_seconds), sealed_afterwards(paths, announce):
         yield
 
 
@@ -110,7 +129,7 @@ def finish_pending(paths: Paths, announce: Announce = say_nothing) -> None:
                 discard(paths, folder / name, "a change put it out")
             elif name.startswith(UNLOCKED_PREFIX):
                 lock_again(folder / name)
-            elif name.startswith(STAGE_PREFIX):
+            elif name.startswith(STAGE_PREFIX) and name != UNSEALED:
                 remove_tree(folder / name)
     remove_unfinished_entries(paths.trash)
 
@@ -233,7 +252,7 @@ def carry_out(paths: Paths, intent: dict[str, Any], announce: Announce, *, is_ch
             _undo(paths, intent, announce)
     for key, value in intent["config"].items():
         if key == "lock":
-            write_json(paths.config_lock, value)
+            write_lock(paths, value)
         else:
             set_config_value(paths, key, value)
             announce(f"config.json: {key} is {value}")

@@ -29,6 +29,8 @@ from guardrails.state_io import dump_json, read_json
 BAR_AFTER_SECONDS = 0.5
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+# How an error is told: message, hint and exit code; returns the code to exit with.
+Report = Callable[[str, str, int], int]
 
 
 class Invocation:
@@ -180,12 +182,18 @@ def confirm_by_name(key: str, old: object, new: object) -> None:
     """Returns only when a person typed the key's name on a terminal.
 
     Raises:
-        ConfigLockError: there is no terminal, or something else was typed; nothing was changed.
+        ConfigLockError: there is no terminal, it is an AI agent's, or something else was typed; nothing was changed.
     """
+    from guardrails.agents import find_agent
+
+    refusal = f"{key} is locked: {json.dumps(old)} stays, {json.dumps(new)} needs a person's approval"
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ConfigLockError(refusal, "run this command yourself on a terminal and type the key's name")
+    if agent := find_agent():
+        # A pseudo-terminal is a terminal to the kernel, and no person.
         raise ConfigLockError(
-            f"{key} is locked: {json.dumps(old)} stays, {json.dumps(new)} needs a person's approval",
-            "run this command yourself on a terminal and type the key's name",
+            f"{refusal}, and this runs under an AI agent: {agent}",
+            "as a person, open a terminal of your own, outside the agent, and run it there",
         )
     for counter in _shown:
         counter.close()
@@ -230,6 +238,28 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Se
         align = str.rjust if name in right else str.ljust
         cells.append([align(text, width) for text in column])
     click.echo("\n".join("  ".join(line).rstrip() for line in zip(*cells, strict=True)))
+
+
+def print_layers(layers: Sequence[dict[str, str | None]]) -> None:
+    """Layers of protection: a table on a terminal, and on a pipe a line each with what to do below it."""
+    if not sys.stdout.isatty():
+        for layer in layers:
+            click.echo(show_name(f"{layer['state']}: {layer['id']}: {layer['detail']}"))
+            if layer["fix"] and layer["state"] != "on":
+                click.echo(show_name(f"   Fix: {layer['fix']}"))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("layer", "", "what was found, and what to do")
+    for layer in layers:
+        style = {"on": "green", "off": "bold red"}.get(str(layer["state"]), "")
+        found = Text(show_name(str(layer["detail"])))
+        if layer["fix"] and layer["state"] != "on":
+            found.append("\n").append(show_name(layer["fix"]), style="bold")
+        table.add_row(str(layer["id"]), Text(str(layer["state"]), style=style), found)
+    Console().print(table)
 
 
 def report_damage(invocation: Invocation, damage: dict[str, list[str]], nothing: str, hint: str) -> None:
@@ -277,7 +307,11 @@ class ByteCounter:
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.bytes = 0
+        self.expected = 0
         self.bar: Any = None
+
+    def expect(self, count: int) -> None:
+        self.expected += count
 
     def advance(self, count: int) -> None:
         self.bytes += count
@@ -286,8 +320,11 @@ class ByteCounter:
             from rich.progress import BarColumn, DownloadColumn, Progress, TimeElapsedColumn, TransferSpeedColumn
 
             columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
-            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self.task = self.bar.add_task("", total=None)
+            # rich would print to the terminal what goes to a file.
+            redirect = sys.stdout.isatty()
+            console = Console(stderr=True)
+            self.bar = Progress(*columns, console=console, transient=True, redirect_stdout=redirect)
+            self.task = self.bar.add_task("", total=self.expected or None)
             self.bar.start()
         if self.bar is not None:
             self.bar.update(self.task, completed=self.bytes)
@@ -306,7 +343,7 @@ def shown_progress() -> Iterator[None]:
         yield
         return
     counter = ByteCounter()
-    progress.watch(counter.advance)
+    progress.watch(counter.advance, counter.expect)
     _shown.append(counter)
     try:
         yield
@@ -314,35 +351,35 @@ def shown_progress() -> Iterator[None]:
         counter.close()
 
 
-def run(command: click.Command, *, show_progress: bool = True) -> NoReturn:
+def run(command: click.Command, *, show_progress: bool = True, report: Report | None = None) -> NoReturn:
     """Run a script's command and exit with the code of docs/cli.md.
 
     Errors of the family and of the operating system end in ``error:`` and ``hint:`` on stderr (a JSON
-    object with ``--json``); a closed pipe ends quietly; a bug keeps its traceback.
+    object with ``--json``), or wherever ``report`` tells them; a closed pipe ends quietly; a bug keeps its traceback.
     """
     # Started with a closed stdout or stderr, as some supervisors do.
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the life of the process
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - likewise
     with shown_progress() if show_progress else nullcontext():
-        code = _exit_code(command)
+        code = _exit_code(command, report or report_error)
     sys.exit(code)
 
 
-def _exit_code(command: click.Command) -> int:
+def _exit_code(command: click.Command, report: Report) -> int:
     try:
         result = command.main(standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.exceptions.Abort:
-        return _report("interrupted", "nothing was left half done; run the command again", 130)
+        return report("interrupted", "nothing was left half done; run the command again", 130)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f"{context.command_path} --help" if context else "--help lists what there is"
-        return _report(error.format_message(), hint, error.exit_code)
+        return report(error.format_message(), hint, error.exit_code)
     except GuardrailsError as error:
-        return _report(error.message, error.hint, error.exit_code)
+        return report(error.message, error.hint, error.exit_code)
     except KeyboardInterrupt:
-        return _report("interrupted", "nothing was left half done; run the command again", 130)
+        return report("interrupted", "nothing was left half done; run the command again", 130)
     except SystemExit:
         # click's way of saying that the reader closed the pipe; it has silenced stdout.
         return 0
@@ -351,18 +388,19 @@ def _exit_code(command: click.Command) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        return _report_os_error(error)
+        return _report_os_error(error, report)
 
 
-def _report_os_error(error: OSError) -> int:
+def _report_os_error(error: OSError, report: Report) -> int:
     where = f"{error.filename}: " if error.filename else ""
     message = f"{where}{error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _report(message, "free some disk space, then run the command again", DiskSpaceError.exit_code)
-    return _report(message, "check the path, its permissions and the disk", OperationError.exit_code)
+        return report(message, "free some disk space, then run the command again", DiskSpaceError.exit_code)
+    return report(message, "check the path, its permissions and the disk", OperationError.exit_code)
 
 
-def _report(message: str, hint: str, exit_code: int) -> int:
+def report_error(message: str, hint: str, exit_code: int) -> int:
+    """Tell an error on stderr, with ``--json`` as an object; returns ``exit_code``."""
     if "--json" in sys.argv[1:]:
         text = json.dumps({"error": message, "hint": hint, "exit_code": exit_code}, ensure_ascii=True)
     else:

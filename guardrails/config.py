@@ -6,6 +6,7 @@ most commands take.
 
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,11 @@ TRAINING_KEYS = (
     "eval_steps",
     "save_minutes",
     "max_bad_rows",
+)
+
+ALERTS_HINT = (
+    "addresses stand in $GUARDRAILS_ALERT_URLS or in the file secrets_file, not here; for what may stand here:"
+    " docs/cli.md"
 )
 
 
@@ -101,12 +107,16 @@ def check_config(settings: dict[str, Any], path: Path) -> "Config":
         problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        raise ConfigError(f'{path}: unknown key "{key}"', nearest_key_hint(key))
-    if problem["type"] in ("none_required", "literal_error") and key in ("use_qlora", "launch", "alerts"):
+        is_address = re.match(r"alerts\..*(url|address|heartbeat)", key)
+        raise ConfigError(f'{path}: unknown key "{key}"', ALERTS_HINT if is_address else nearest_key_hint(key))
+    if problem["type"] in ("none_required", "literal_error") and key in ("use_qlora", "launch"):
         raise ConfigError(
             f"{path}: {key} is not available in this version",
             f"set it back: training_controller.py config set {key} {json.dumps(Config().model_dump()[key])}",
         )
+    if key.split(".")[0] == "alerts":
+        # Who takes it for the place of an address has a password in it.
+        raise ConfigError(f"{path}: {key}: {problem['msg']}", ALERTS_HINT)
     raise ConfigError(
         f"{path}: {key} is {json.dumps(problem['input'], default=str)}: {problem['msg']}",
         f"training_controller.py config set {key} VALUE",
@@ -115,9 +125,10 @@ def check_config(settings: dict[str, Any], path: Path) -> "Config":
 
 def nearest_key_hint(key: str) -> str:
     """Names the known key that ``key`` was probably meant to be."""
-    from guardrails.settings import Config, Retention
+    from guardrails.settings import Alerts, Config, Retention
 
-    known = [*Config.model_fields, *(f"retention.{name}" for name in Retention.model_fields)]
+    parts: dict[str, type[Alerts | Retention]] = {"alerts": Alerts, "retention": Retention}
+    known = [*Config.model_fields, *(f"{name}.{key}" for name, part in parts.items() for key in part.model_fields)]
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f'did you mean "{nearest[0]}"?' if nearest else f"known keys: {', '.join(Config.model_fields)}"
 

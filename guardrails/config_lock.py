@@ -3,10 +3,17 @@
 Locked are the keys in ``config.LOCKED_KEYS`` and the bytes of the base model: the same path with another
 model in it is another base model. Only a person changes a locked value (``training_controller.py config
 approve``); ``restore``, ``rollback`` and ``consolidate`` move the lock along by themselves.
+
+An approval is of one change: from the value that was locked to the one that was shown. It moves the lock there, so
+there is nothing that could be used again, and it stands in ``.config_approvals.jsonl`` before the lock moves.
 """
 
 import json
+import os
+import pwd
+import shlex
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -17,7 +24,7 @@ from guardrails.errors import ConfigError, ConfigLockError, DamagedStateError
 from guardrails.manifest import FileEntry, hash_file
 from guardrails.paths import Paths
 from guardrails.signature import settles_at, take_model_signature
-from guardrails.state_io import SCHEMA_VERSION, read_json, utc_now, write_json
+from guardrails.state_io import SCHEMA_VERSION, append_lines, dump_json, read_json, utc_now, write_json
 
 if TYPE_CHECKING:
     from guardrails.settings import Config
@@ -94,14 +101,79 @@ def locked_values(config: "Config") -> dict[str, Any]:
 
 
 def make_lock(config: "Config", fingerprint: Fingerprint, approved_by: str) -> dict[str, Any]:
-    """The lock document for ``config`` as it is."""
+    """The lock document for ``config`` as it is, where there was none."""
+    return move_lock({}, locked_values(config), fingerprint, approved_by)
+
+
+def move_lock(
+    lock: dict[str, Any], values: dict[str, Any], fingerprint: Fingerprint, approved_by: str
+) -> dict[str, Any]:
+    """The document of ``lock`` with other ``values`` and base model; what changes and who did it stand in it.
+
+    Whatever else the document holds stays.
+    """
+    before = lock.get("locked", {})
+    old = lock.get("base_model_fingerprint", {}).get("blake3")
+    now = {**before, **values}
+    changes = []
+    for key in LOCKED_KEYS:
+        models = {"old_fingerprint": old, "new_fingerprint": fingerprint["blake3"]} if key == "base_model" else {}
+        if key not in before or before[key] != now[key] or (models and old != fingerprint["blake3"]):
+            changes.append({"key": key, "old": before.get(key), "new": now[key], **models})
     return {
+        **lock,
         "schema_version": SCHEMA_VERSION,
-        "locked": locked_values(config),
+        "locked": now,
         "base_model_fingerprint": fingerprint,
         "locked_at": utc_now(),
         "approved_by": approved_by,
+        "approval": {"changes": changes, **_who()},
     }
+
+
+def _who() -> dict[str, Any]:
+    """The user that this process runs as, and the terminal that it was told on, if any."""
+    uid = os.getuid()
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = str(uid)
+    try:
+        terminal = os.ttyname(0)
+    except OSError:
+        terminal = None
+    return {"uid": uid, "user": user, "tty": terminal}
+
+
+def write_lock(paths: Paths, lock: dict[str, Any]) -> None:
+    """Replace the lock; before that, what it changes stands in the log of approvals. Needs the store lock.
+
+    Going on after a kill: a change that was logged is not logged again.
+    """
+    approval = lock.get("approval", {})
+    who = {"how": lock.get("approved_by"), **{key: approval.get(key) for key in ("uid", "user", "tty")}}
+    lines = [dump_json({"at": lock.get("locked_at"), **one, **who}, indent=None) for one in approval.get("changes", [])]
+    if lines:
+        paths.logs.mkdir(exist_ok=True)
+        append_lines(paths.approvals, "".join(f"{line}\n" for line in lines))
+    write_json(paths.config_lock, lock)
+
+
+def read_approvals(paths: Paths) -> list[dict[str, Any]]:
+    """Every recorded change of a locked value, oldest first; a line that is torn is left out."""
+    try:
+        lines = paths.approvals.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and isinstance(record.get("key"), str):
+            found.append(record)
+    return found
 
 
 def read_lock_file(paths: Paths) -> dict[str, Any] | None:
@@ -153,4 +225,11 @@ def describe_difference(old: Fingerprint, new: Fingerprint) -> str:
 
 
 def _as_argument(value: object) -> str:
-    return value if isinstance(value, str) and value.isprintable() and " " not in value else f"'{json.dumps(value)}'"
+    """A value as ``config set`` takes it on a shell's command line: JSON, or a string that reads as no other JSON."""
+    text = json.dumps(value)
+    if isinstance(value, str) and value.isprintable():
+        with suppress(ValueError):
+            json.loads(value)
+            return shlex.quote(text)
+        text = value
+    return shlex.quote(text)

@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from guardrails.config_lock import move_lock
 from guardrails.head import read_lock
 from guardrails.paths import Paths
 from guardrails.queue import finish
 from guardrails.queue_records import read_record
-from guardrails.state_io import SCHEMA_VERSION, utc_now
 from guardrails.version_records import lineage, read_metadata, version_number
 
 
@@ -19,17 +19,8 @@ def config_changes(paths: Paths, target: str | None, operation: str) -> dict[str
     base_model, fingerprint = metadata["base_model"], metadata["base_model_fingerprint"]
     if base_model is None or fingerprint is None or lock["base_model_fingerprint"]["blake3"] == fingerprint["blake3"]:
         return {}
-    return {
-        "base_model": base_model,
-        "lock": {
-            **lock,
-            "schema_version": SCHEMA_VERSION,
-            "locked": {**lock["locked"], "base_model": base_model},
-            "base_model_fingerprint": fingerprint,
-            "locked_at": utc_now(),
-            "approved_by": f"{operation} to {target}",
-        },
-    }
+    moved = move_lock(lock, {"base_model": base_model}, fingerprint, f"{operation} to {target}")
+    return {"base_model": base_model, "lock": moved}
 
 
 def _diverging(

@@ -14,11 +14,11 @@ from typing import Any
 
 import psutil
 
-from guardrails import intake, queue, signals
+from guardrails import intake, progress, queue, signals
 from guardrails.backups import backup_of_version, backups_folder
-from guardrails.change import change_to, finish_pending, open_store
+from guardrails.change import change_to, open_store
 from guardrails.config import TRAINING_KEYS, load_config
-from guardrails.config_lock import make_lock
+from guardrails.config_lock import make_lock, write_lock
 from guardrails.daemon_status import StatusBoard
 from guardrails.errors import (
     BusyError,
@@ -47,11 +47,12 @@ from guardrails.runs import (
     worker_of,
     write_job,
 )
+from guardrails.sandbox import refuse_in_sandbox
 from guardrails.settings import Config
 from guardrails.signals import Signal, is_stronger
-from guardrails.state_io import remove_temporary_files, write_json
+from guardrails.state_io import remove_temporary_files
+from guardrails.store_requests import LAST_CALL_SECONDS, RequestServer
 from guardrails.version_records import read_metadata
-from guardrails.versions import store_lock
 from guardrails.worker_process import GRACE_SECONDS, HANG_SECONDS, Action, WorkerProcess, last_log_line
 
 # How often signals are looked for: while a worker lives, and while nothing happens.
@@ -98,6 +99,7 @@ class Daemon:
         self.lock = FileLock(paths.locks / "daemon.lock")
         self.board = StatusBoard(paths)
         self.log = self.board.log
+        self.requests = RequestServer(paths, self.log)
         self.watch = intake.Watch()
         self.resting = 0
         self.paused = False
@@ -116,6 +118,7 @@ class Daemon:
             TrainingError: with ``once``, files failed.
             GuardrailsError: pre-flight at the start, or with ``once`` before any file, failed.
         """
+        refuse_in_sandbox(self.paths)
         if not self.lock.try_acquire("training daemon"):
             holder = read_holder(self.lock.path)
             raise BusyError(
@@ -154,8 +157,12 @@ class Daemon:
             self.log(f"removed a stale {stale.action} signal")
         # From here on signals find this session; what follows may take as long as hashing a base model.
         self.board.publish_state("starting")
-        with store_lock(self.paths).hold("daemon start", ORPHAN_SECONDS):
-            finish_pending(self.paths, self.log)
+        # Hashing or copying a large model is no hang.
+        progress.watch(lambda _: self.board.supervisor.pet())
+        self.requests.start()
+        with open_store(self.paths, "daemon start", self.log, ORPHAN_SECONDS):
+            # Whatever a kill left half done is finished by now.
+            pass
         self._await_orphans()
         remove_temporary_files(self.paths.status)
         self._drop_abandoned_runs()
@@ -163,6 +170,7 @@ class Daemon:
             raise Stopped
         check_before_training(self.paths)
         self.board.publish_state("idle")
+        self.board.supervisor.ready()
         self.log(f"started, process {os.getpid()}")
 
     def _note_stop(self, _number: int, _frame: object) -> None:
@@ -193,6 +201,7 @@ class Daemon:
                     remove_continuation(self.paths.run(run_id))
 
     def _end(self, error: BaseException | None) -> None:
+        self.board.supervisor.stopping()
         exit_code = error.exit_code if isinstance(error, GuardrailsError) else int(error is not None)
         if error is None and self.once and self.failed:
             exit_code = TrainingError.exit_code
@@ -205,11 +214,13 @@ class Daemon:
         for left in signals.clear(self.paths):
             self.log(f"removed a {left.action} signal that came too late")
         self.lock.release()
+        self.requests.close(LAST_CALL_SECONDS if error is None else 0.0)
 
     # The loop
 
     def _work(self) -> None:
         while True:
+            self.board.supervisor.pet()
             try:
                 self._obey_while_idle()
                 if self._take_next_step():
@@ -272,6 +283,7 @@ class Daemon:
         """Wait, but not past a signal."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
+            self.board.supervisor.pet()
             if self.asked_to_stop or signals.pending(self.paths) or self.paths.emergency_stop.exists():
                 return
             time.sleep(min(IDLE_SECONDS, left))
@@ -433,7 +445,7 @@ class Daemon:
                 return None
             version = self._save_model(record)
             if not preflight.is_locked:
-                write_json(paths.config_lock, make_lock(config, preflight.fingerprint, "first training"))
+                write_lock(paths, make_lock(config, preflight.fingerprint, "first training"))
                 self.log("locked max_length, base_model and model_name")
             job = read_job(paths, run_of(record))
             if job is not None:
@@ -550,6 +562,8 @@ class Daemon:
             elif found is not None and (obeyed is None or is_stronger(found, obeyed) or (is_held and not found.hold)):
                 obeyed, is_held = found, False
                 self.board.publish_state("stopping", record, reason=found.reason)
+                if found.action == "stop":
+                    self.board.supervisor.stopping()
                 worker.request(self._request_for(found))
             elif found is not None and is_held:
                 self._acknowledge(found, "done", "held already")
@@ -557,7 +571,9 @@ class Daemon:
                 is_held = self.paused = True
                 self.board.publish_state("paused", record, reason=obeyed.reason)
                 self._acknowledge(obeyed, "done", record.name)
-            if not is_held and worker.silent_seconds() > self._patience_seconds(obeyed):
+            silent_seconds = worker.silent_seconds()
+            self.board.show_worker(worker.last_sign)
+            if not is_held and silent_seconds > self._patience_seconds(obeyed):
                 self.hung = True
                 worker.signal(signal.SIGKILL)
                 worker.process.wait()

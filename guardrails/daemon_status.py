@@ -1,4 +1,7 @@
-"""What the daemon shows: its own state, the live progress while no worker lives to write it, and the log."""
+"""What the daemon shows: its own state, the live progress while no worker lives to write it, and the log.
+
+systemd, where that started the daemon, is shown the same, and whether something gets on.
+"""
 
 import contextlib
 import os
@@ -12,7 +15,9 @@ from guardrails.head import read_head
 from guardrails.paths import Paths
 from guardrails.queue_records import Record, processing
 from guardrails.state_io import SCHEMA_VERSION, read_json, utc_now, write_json
+from guardrails.supervisor import Supervisor
 from guardrails.version_records import lineage
+from guardrails.worker_process import STEPPING_PHASES
 
 
 class StatusBoard:
@@ -23,6 +28,7 @@ class StatusBoard:
         self.session = f"{os.getpid()}-{time.time_ns() // 1_000_000}"
         self.started_at = utc_now()
         self.published: dict[str, Any] = {}
+        self.supervisor = Supervisor(os.environ)
 
     def read_progress(self) -> dict[str, Any]:
         try:
@@ -73,11 +79,28 @@ class StatusBoard:
             "data_name": record.name if record else None,
             "reason": reason,
         }
+        self.supervisor.show(": ".join(filter(None, (state, record.name if record else None, reason))))
         if document != self.published:
             ended_at = utc_now() if exit_code is not None else None
             complete = {**document, "updated_at": utc_now(), "ended_at": ended_at, "exit_code": exit_code}
             if self._write(self.paths.daemon_status, complete):
                 self.published = document
+
+    def show_worker(self, last_sign: float) -> None:
+        """Tell the supervisor how far the worker is, and pet its watchdog if the worker gets on.
+
+        In a phase with steps that is a sign of life (``time.monotonic``) since the watchdog was last petted; loading
+        or saving a large model gives none, there the daemon's own patience counts.
+        """
+        if not self.supervisor.wants_pet():
+            return
+        progress = self.read_progress()
+        phase = progress.get("phase")
+        if phase is not None:
+            done = f"step {progress.get('run_step')} of {progress.get('run_total_steps')}"
+            self.supervisor.show(f"{progress.get('data_name')}: {phase}, {done}")
+        if phase not in STEPPING_PHASES or last_sign > self.supervisor.last_pet:
+            self.supervisor.pet()
 
     def _write(self, path: Path, document: dict[str, Any]) -> bool:
         """Write a status file if possible: a full disk must not end the daemon that waits for it to be freed."""

@@ -21,6 +21,7 @@ from blake3 import blake3
 
 from guardrails import progress
 from guardrails.errors import DiskSpaceError, IntegrityError
+from guardrails.immutable import lifted
 from guardrails.manifest import BLOCK_BYTES, FileEntry, hash_file, list_files
 from guardrails.state_io import fsync_folder
 
@@ -305,18 +306,28 @@ def _list_folders(root: Path) -> list[str]:
 
 
 def apply_modes(root: Path, file_mode: int, folder_mode: int) -> None:
-    """Set the modes of every file and folder of a tree, ``root`` included; symlinks are left alone."""
+    """Set the modes of every file and folder of a tree, ``root`` included; symlinks are left alone.
+
+    What has its mode is not touched.
+    """
     for path in list_files(root):
-        (root / path).chmod(file_mode)
+        _set_mode(root / path, file_mode)
     # Children first, or a folder that loses its search bit would lock us out.
     for folder in reversed(_list_folders(root)):
-        (root / folder).chmod(folder_mode)
-    root.chmod(folder_mode)
+        _set_mode(root / folder, folder_mode)
+    _set_mode(root, folder_mode)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        with lifted(path):
+            path.chmod(mode)
 
 
 def remove_tree(path: Path) -> None:
     """Remove a folder and all below it, read-only folders included; afterwards nothing is there.
 
+    A file that an immutable version shares loses this name only; an immutable folder is refused.
     Symlinks are removed, never followed. A missing ``path`` is fine.
 
     Raises:
@@ -355,7 +366,7 @@ def _empty_folder(descriptor: int, path: Path, device: int) -> None:
     for name, is_folder in names:
         try:
             if not is_folder:
-                os.unlink(name, dir_fd=descriptor)
+                _unlink(name, descriptor)
                 continue
             below = _open_folder(path / name, descriptor)
             try:
@@ -367,6 +378,14 @@ def _empty_folder(descriptor: int, path: Path, device: int) -> None:
             if error.filename == name:
                 error.filename = str(path / name)
             raise
+
+
+def _unlink(name: str, folder: int) -> None:
+    try:
+        os.unlink(name, dir_fd=folder)
+    except PermissionError:
+        with lifted(name, folder):
+            os.unlink(name, dir_fd=folder)
 
 
 def _mounts() -> list[tuple[str, str, str]]:

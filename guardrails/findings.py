@@ -9,7 +9,9 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
+from guardrails.immutable import is_immutable
 from guardrails.paths import CODE_DIR
 from guardrails.state import (
     GIB,
@@ -33,6 +35,8 @@ LOW_FREE_BYTES = 50 * GIB
 # With daily backups the newest version may go without one for this long.
 DAILY_SECONDS = 86400
 CLOCK_TOLERANCE_SECONDS = 60
+# How long the report tells of what the guard put right.
+HEALED_SECONDS = 86400
 SAFE_IN_A_SHELL = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 
 
@@ -56,11 +60,13 @@ def find(facts: Facts, last_report: str | None) -> list[Finding]:
         _changes,
         _config,
         _base_model,
+        _guard,
         _daemon,
         _queue,
         _disk,
         _state_file,
         _saved,
+        _immutable,
         _second_copy,
         _unreadable,
     )
@@ -188,17 +194,36 @@ def _config(facts: Facts) -> Iterator[Finding]:
         message = "base_model is not set: nothing can be trained"
         yield Finding("config-no-base-model", "config", "warning", message, hint)
     locked = locked_values(facts)
+    approve = command(facts, "training_controller.py", "config", "approve")
     for key in LOCKED_DEFAULTS:
         new = facts.config.get(key)
         if key in locked and new != locked[key]:
-            message = f"locked {key} was changed from {show(locked[key])} to {show(new)}"
+            message = (
+                f"locked {key} was changed from {show(locked[key])} to {show(new)}; a person may accept it: {approve}"
+            )
             hint = command(facts, "training_controller.py", "config", "set", key, show(locked[key]))
             yield Finding(f"config-lock-changed:{key}", "config", "critical", message, hint)
+    if locked and not os.path.lexists(facts.paths.config_lock):
+        key = next(iter(locked))
+        message = f"{facts.paths.config_lock.name} is missing; what {facts.head['version']} was trained with holds"
+        hint = command(facts, "training_controller.py", "config", "set", key, show(locked[key]))
+        yield Finding("config-lock-missing", "config", "warning", message, hint)
+
+
+def read_lock(facts: Facts) -> dict[str, object]:
+    """The config lock; where its file is gone, what the head version was trained with, as pre-flight has it."""
+    if facts.lock or os.path.lexists(facts.paths.config_lock):
+        return facts.lock
+    config, fingerprint = (facts.head_metadata.get(key) for key in ("config", "base_model_fingerprint"))
+    if not isinstance(config, dict) or not isinstance(fingerprint, dict):
+        return {}
+    locked = {key: config[key] for key in LOCKED_DEFAULTS if key in config}
+    return {"locked": locked, "base_model_fingerprint": fingerprint}
 
 
 def locked_values(facts: Facts) -> dict[str, object]:
     """What the config lock holds; empty without one."""
-    locked = facts.lock.get("locked")
+    locked = read_lock(facts).get("locked")
     return locked if isinstance(locked, dict) else {}
 
 
@@ -235,7 +260,7 @@ def _base_model(facts: Facts) -> Iterator[Finding]:
 
 def compare_base_model(facts: Facts) -> tuple[list[str], list[str]]:
     """What in the base model differs for sure from the locked one, and what may, told by stat and past hashes."""
-    fingerprint = facts.lock.get("base_model_fingerprint")
+    fingerprint = read_lock(facts).get("base_model_fingerprint")
     files = fingerprint.get("files") if isinstance(fingerprint, dict) else None
     if not isinstance(files, list):
         return [], []
@@ -257,6 +282,58 @@ def compare_base_model(facts: Facts) -> tuple[list[str], list[str]]:
             elif known.get("blake3") != locked[path].get("blake3"):
                 changed.append(f"{path} has other bytes")
     return changed, touched
+
+
+def _guard(facts: Facts) -> Iterator[Finding]:
+    """Layers of protection that were seen at work and are off, and what the guard put right in the last day."""
+    if os.path.lexists(facts.paths.protections):
+        from guardrails.guard.protections import find_off, read_layers
+
+        base = str(facts.paths.base)
+        for name, why in find_off(base):
+            hint = command(facts, "training_controller.py", "doctor", "--repair")
+            yield Finding(f"guard-layer-off:{name}", "config", "warning", f"{name} was on and is off: {why}", hint)
+        newest = facts.backups[-1] if facts.backups else None
+        writable = [
+            tree.id
+            for tree in (facts.head_version, newest)
+            if tree is not None and not tree.problems and is_writable(tree.folder / "model")
+        ]
+        if writable and "read-only" in read_layers(base) and not is_under_way(facts):
+            message = f"read-only was on and is off: files of {' and '.join(writable)} can be written to"
+            hint = command(facts, "model_versioner.py", "repair", *writable)
+            yield Finding("guard-layer-off:read-only", "config", "warning", message, hint)
+    if os.path.lexists(facts.paths.guard_log):
+        record = read_last_healing(facts)
+        if record is not None:
+            message = f"the guard found at {record['at']}: {text(record['what'])}: {text(record['done'])}"
+            hint = f"tail {quote(str(facts.paths.guard_log))}"
+            yield Finding("guard-healed", "config", "info", message, hint)
+
+
+def is_writable(model: Path) -> bool:
+    """Whether the folder or a file at the top of a saved tree has a mode that lets somebody write."""
+    try:
+        with os.scandir(model) as entries:
+            modes = [os.stat(model).st_mode, *(entry.stat(follow_symlinks=False).st_mode for entry in entries)]
+    except OSError:
+        return False
+    return any(mode & 0o222 for mode in modes)
+
+
+def read_last_healing(facts: Facts) -> dict[str, str] | None:
+    """The last line of the guard's log, if it is of the last day."""
+    since = format_utc(facts.now - HEALED_SECONDS)
+    try:
+        with open(facts.paths.guard_log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 14)))
+            record = json.loads(file.read().splitlines()[-1])
+    except (OSError, ValueError, IndexError, RecursionError):
+        return None
+    keys = ("at", "what", "done")
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in keys):
+        return None
+    return {key: record[key] for key in keys} if timestamp(record["at"]) and record["at"] >= since else None
 
 
 def _daemon(facts: Facts) -> Iterator[Finding]:
@@ -306,6 +383,17 @@ def _saved(facts: Facts) -> Iterator[Finding]:
             hint = command(facts, "model_versioner.py", "repair")
             message = f"backup {backup.id} is damaged: {first_of(backup.problems)}"
             yield Finding(f"backup-damaged:{backup.id}", "backup", "warning", message, hint)
+
+
+def _immutable(facts: Facts) -> Iterator[Finding]:
+    """What the config wants immutable should be so; a file system, or a daemon that is not root, may not be able to."""
+    newest = facts.kept_versions[-1] if facts.kept_versions else None
+    if not facts.config.get("immutable_versions") or newest is None or is_under_way(facts):
+        return
+    if not is_immutable(newest.folder):
+        message = f"immutable_versions is on, but {newest.id} is not immutable: that needs root, and ext4, XFS or btrfs"
+        hint = command(facts, "model_versioner.py", "create")
+        yield Finding("guard-not-immutable", "backup", "warning", message, hint)
 
 
 def _second_copy(facts: Facts) -> Iterator[Finding]:

@@ -6,17 +6,25 @@ from typing import Any, Literal, NamedTuple
 
 from guardrails import signals
 from guardrails.change import (
-    STORE_SECONDS,
     Announce,
     change_to,
     changed_by_hand_metadata,
     finish_pending,
+    hold_store,
     open_store,
     read_intent,
 )
 from guardrails.copies import Copies
 from guardrails.errors import BusyError, DamagedStateError, IntegrityError, OperationError
-from guardrails.head import condition_of_live_model, next_number, read_head, sign, untouched_files, write_head
+from guardrails.head import (
+    Condition,
+    condition_of_live_model,
+    next_number,
+    read_head,
+    sign,
+    untouched_files,
+    write_head,
+)
 from guardrails.locks import read_holder
 from guardrails.manifest import KnownHashes, find_damage
 from guardrails.paths import Paths
@@ -29,7 +37,7 @@ from guardrails.runs import drop_run, read_job, read_outcome, remove_continuatio
 from guardrails.signature import take_signature
 from guardrails.state_io import fsync_folder, read_json, utc_now
 from guardrails.version_records import is_kept, lineage, list_version_ids, read_metadata, version_name, version_number
-from guardrails.versions import add_version, store_lock
+from guardrails.versions import add_version
 from guardrails.writers import refuse_writers
 
 POLL_SECONDS = 0.05
@@ -248,7 +256,7 @@ def rollback(paths: Paths, announce: Announce) -> Outcome:
         IntegrityError: the version to go back to is damaged beyond healing; nothing was changed.
     """
     _wait_for_run_to_rest(paths, announce)
-    with store_lock(paths).hold("rolling back", STORE_SECONDS):
+    with hold_store(paths, "rolling back", announce):
         # Under the lock, or it might be the change of a process that is at it.
         interrupted = read_intent(paths)
         if interrupted is not None:
@@ -334,21 +342,49 @@ def _go_back(paths: Paths, announce: Announce) -> Outcome:
             )
         raise OperationError("there is nothing to undo: no model and no version", "model_versioner.py list")
     if condition != "version":
-        adopted = version_name(next_number(paths, head)) if condition == "changed" else None
-        if not is_kept(paths, before):
-            bring_back(paths, before)
-        change_to(paths, head, before, "rollback", announce)
-        what = "the change by hand" if adopted else "the removal of current_model/"
-        return Outcome(
-            f"undid {what}; current_model/ is {before} again",
-            f"model_versioner.py restore {adopted}" if adopted else None,
-            before,
-        )
+        return _put_head_back(paths, head, condition, announce)
     target, restores = _before_last_change(paths, head, announce)
     change_to(paths, head, target, "rollback", announce, restores=restores)
     return Outcome(
         f"went back from {before} to {target or 'a fresh start'}", f"model_versioner.py restore {before}", target
     )
+
+
+def _put_head_back(paths: Paths, head: dict[str, Any], condition: Condition, announce: Announce) -> Outcome:
+    before = head["version"]
+    adopted = version_name(next_number(paths, head)) if condition == "changed" else None
+    if not is_kept(paths, before):
+        bring_back(paths, before)
+    change_to(paths, head, before, "rollback", announce)
+    what = "the change by hand" if adopted else "the removal of current_model/"
+    return Outcome(
+        f"undid {what}; current_model/ is {before} again",
+        f"model_versioner.py restore {adopted}" if adopted else None,
+        before,
+    )
+
+
+def undo_change_by_hand(paths: Paths, announce: Announce) -> Outcome:
+    """Make ``current_model/`` its version again if somebody changed or removed it; else change nothing.
+
+    Unlike a rollback it touches no run, training or restore, so it may be called whenever in doubt.
+
+    Raises:
+        BusyError: a run trains.
+        OperationError: there is no version to go back to.
+        IntegrityError: that version is damaged beyond healing; nothing was changed.
+    """
+    with open_store(paths, "undoing a change by hand", announce):
+        refuse_while_training(paths)
+        head = read_head(paths)
+        condition = condition_of_live_model(paths, head)
+        if head["version"] is None:
+            raise OperationError(
+                "current_model/ has no version to go back to", "model_versioner.py create saves it as it is"
+            )
+        if condition == "version":
+            return Outcome(f"current_model/ is {head['version']}: nothing was changed by hand", None, head["version"])
+        return _put_head_back(paths, head, condition, announce)
 
 
 def _before_last_change(

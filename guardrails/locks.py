@@ -87,6 +87,14 @@ class FileLock:
             self.release()
 
 
+def share_lock(path: Path) -> None:
+    """Hold ``path`` together with others, until this process and all that it becomes or starts have ended."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    os.set_inheritable(descriptor, True)
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack(FLOCK, fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
+
+
 class Holder:
     """Who holds a lock: pid, purpose in words, and since when (seconds since the epoch)."""
 

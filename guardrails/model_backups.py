@@ -175,6 +175,7 @@ def is_own_place(paths: Paths, path: Path) -> bool:
         paths.status,
         paths.locks,
         paths.config_lock,
+        paths.approvals,
         paths.system_state,
         backups_folder(paths),
     )

@@ -11,6 +11,9 @@ BACKUP_ID = re.compile(r"b([0-9]{3,})")
 # Names of trees that are being made; the next writing command removes what a kill left of them.
 STAGE_PREFIX = ".stage-"
 
+# Set in an agent's sandbox.
+SANDBOX = "GUARDRAILS_SANDBOX"
+
 PRIORITIES = ("high", "normal", "low")
 QUEUE_STATES = (*PRIORITIES, "processing", "completed", "failed", "skipped")
 
@@ -32,7 +35,13 @@ class Paths:
         self.status = base_dir / "status"
         self.training_status = self.status / "training_status.json"
         self.daemon_status = self.status / "daemon.json"
+        self.protections = self.status / "protections.json"
         self.base_model_stat = self.status / "base_model_stat.json"
+        self.deep_check = self.status / "deep_check.json"
+        self.deep_check_times = self.status / "deep_check_times.json"
+        self.alerts = self.status / "alerts.json"
+        self.state_history = self.status / "state_history.db"
+        self.state_history_last = self.status / "state_history_last.json"
         self.runs = base_dir / "runs"
         self.current_model = base_dir / "current_model"
         self.models = base_dir / "models"
@@ -46,6 +55,8 @@ class Paths:
         self.trash = self.models / "trash"
         self.consolidated_models = base_dir / "consolidated_models"
         self.logs = base_dir / "logs"
+        self.approvals = base_dir / ".config_approvals.jsonl"
+        self.guard_log = self.logs / "guard.jsonl"
         self.remotes = self.status / "remotes.json"
         self.incoming = self.models / "incoming"
 

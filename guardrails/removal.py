@@ -14,6 +14,7 @@ from guardrails.copies import Copies
 from guardrails.errors import DamagedStateError, IntegrityError, LastCopyError, OperationError
 from guardrails.filesystem import remove_tree
 from guardrails.head import read_head
+from guardrails.immutable import lift_folders
 from guardrails.manifest import FileEntry, KnownHashes, find_damage, hash_file, make_manifest
 from guardrails.paths import Paths
 from guardrails.queue_records import processing
@@ -117,6 +118,7 @@ def clean_up_backups(paths: Paths, retention_days: int, *, execute: bool) -> lis
         if not reason:
             if execute:
                 why = f"older than {retention_days} days"
+                lift_folders(folder / backup_id)
                 put_in_trash(trash_of_backups(paths, folder), folder / backup_id, "backup", backup_id, why, metadata)
             copies.forget(backup_id)
         decisions.append(Decision(backup_id, not reason, reason))

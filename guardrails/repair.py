@@ -6,7 +6,7 @@ Damaged bytes are kept in the trash. Everything here is called under the store l
 import contextlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +19,10 @@ from guardrails.backups import (
     verify_backup,
 )
 from guardrails.copies import Copies
+from guardrails.deep_record import forget
 from guardrails.errors import DamagedStateError, GuardrailsError, IntegrityError
 from guardrails.filesystem import can_reflink, copy_file, copy_tree, remove_tree, require_space, sync_filesystem
+from guardrails.immutable import lifted
 from guardrails.manifest import (
     FileEntry,
     KnownHashes,
@@ -30,7 +32,7 @@ from guardrails.manifest import (
     same_content,
     total_size,
 )
-from guardrails.paths import Paths
+from guardrails.paths import VERSION_ID, Paths
 from guardrails.state_io import SCHEMA_VERSION, fsync_folder, set_aside, utc_now, write_json
 from guardrails.trash import keep_damaged, put_in_trash, trash_of_backups
 from guardrails.version_records import (
@@ -40,10 +42,20 @@ from guardrails.version_records import (
     read_metadata,
     remember_versions,
 )
-from guardrails.versions import FILE_MODE, LIVE_FILE_MODE, LIVE_FOLDER_MODE, unlocked, write_metadata
+from guardrails.versions import (
+    FILE_MODE,
+    LIVE_FILE_MODE,
+    LIVE_FOLDER_MODE,
+    put_version_back,
+    replaceable,
+    unlocked,
+    write_metadata,
+)
 
 # For the estimate only: a durable copy on one common disk.
 COPY_BYTES_PER_SECOND = 500e6
+# What tells a version from another base dir's of the same name.
+IDENTITY = ("created_at", "run_id", "description", "size", "data")
 HOW_TO_GO_ON = "model_versioner.py list shows other versions, backup_manager.py list the backups"
 
 
@@ -73,14 +85,14 @@ def find_backup_damage(folder: Path, backup_id: str) -> list[str]:
 
 
 def repair_version(paths: Paths, version_id: str, copies: Copies, hash_of: KnownHashes) -> Repair:
-    """Give a version back the bytes and the metadata that it was saved with, as far as a good copy has them."""
+    """Give a version back the bytes, metadata and modes that it was saved with, as far as a good copy has them."""
+    model = paths.version(version_id) / "model"
     found = verify_version(paths, version_id, hash_of)
-    if not found:
+    if not found and not (found := _find_writable(model)):
         return Repair(version_id, [], [])
     try:
         put_metadata_back(paths, version_id)
         files = read_metadata(paths, version_id)["files"]
-        model = paths.version(version_id) / "model"
         with unlocked(paths.version(version_id)) as staging:
             heal_tree(model, files, copies, staging, paths.trash, version_id, share_from=paths.versions)
     except GuardrailsError as error:
@@ -88,12 +100,21 @@ def repair_version(paths: Paths, version_id: str, copies: Copies, hash_of: Known
     return Repair(version_id, found, verify_version(paths, version_id, hash_of))
 
 
+def _find_writable(model: Path) -> list[str]:
+    """Whether the tree of a version or backup lost its read-only modes."""
+    for folder, _, names in os.walk(model):
+        for path in (folder, *(os.path.join(folder, name) for name in names)):
+            if os.lstat(path).st_mode & 0o222:
+                return [f"{path} is not read-only"]
+    return []
+
+
 def repair_backup(paths: Paths, folder: Path, backup_id: str, copies: Copies) -> Repair:
     """Likewise for a backup, whose files are always written anew."""
-    found = find_backup_damage(folder, backup_id)
-    if not found:
-        return Repair(backup_id, [], [])
     model = folder / backup_id / "model"
+    found = find_backup_damage(folder, backup_id)
+    if not found and not (found := _find_writable(model)):
+        return Repair(backup_id, [], [])
     try:
         files = read_backup(folder, backup_id)["files"]
     except DamagedStateError as error:
@@ -108,15 +129,72 @@ def repair_backup(paths: Paths, folder: Path, backup_id: str, copies: Copies) ->
     return Repair(backup_id, found, find_backup_damage(folder, backup_id))
 
 
-def repair_everything(paths: Paths) -> list[Repair]:
-    """All versions and backups, read from the disk and healed; those that were sound have nothing ``found``."""
-    copies = Copies(paths, strict=False)
+def repair_gone_version(paths: Paths, version_id: str) -> Repair | None:
+    """Make a version again whose very folder is gone, from the newest good backup of it; None if it has no backup.
+
+    Of removed versions the folder stays, with their metadata, so nobody removed it by a command of ours.
+    """
+    folder, row = backups_folder(paths), read_index(paths).get(version_id)
+    found, left = [f"{paths.version(version_id)} is missing"], []
+    for backup_id in reversed(list_backup_ids(folder)):
+        try:
+            backup = read_backup(folder, backup_id)
+        except DamagedStateError:
+            continue
+        known = backup["version_metadata"]
+        # A folder that other base dirs may share holds their versions of the same name, too.
+        if backup["version"] != version_id or not known or not is_own(paths, folder, known, row):
+            continue
+        left = find_damage(folder / backup_id / "model", backup["files"], hash_of=KnownHashes())
+        if not left:
+            put_version_back(paths, known, folder / backup_id / "model")
+            return Repair(version_id, found, [])
+    return Repair(version_id, found, left) if left else None
+
+
+def is_own(paths: Paths, folder: Path, known: dict[str, Any], row: dict[str, Any] | None) -> bool:
+    """Whether what a backup in ``folder`` knows of a version is of this base dir's; ``row`` is what the index has."""
+    if row is None:
+        return folder == paths.backups
+    return all(row.get(key) == known.get(key) for key in IDENTITY)
+
+
+def list_gone_versions(paths: Paths) -> list[str]:
+    """Versions without a folder that the index or a backup knows, oldest first."""
     folder = backups_folder(paths)
+    known = set(read_index(paths))
+    for backup_id in list_backup_ids(folder):
+        with contextlib.suppress(DamagedStateError):
+            known.add(read_backup(folder, backup_id)["version"] or "")
+    return sorted(known - {"", *list_version_ids(paths)}, key=lambda name: (len(name), name))
+
+
+def repair_everything(paths: Paths, only: Collection[str] = ()) -> list[Repair]:
+    """All versions and backups, or those in ``only``, read from the disk and healed.
+
+    Those that were sound have nothing ``found``. Versions that are gone are made again if they have a backup.
+    """
+    folder = backups_folder(paths)
+    gone = list_gone_versions(paths) if not only else [name for name in only if _is_gone(paths, name)]
+    made = [repair for version_id in gone if (repair := repair_gone_version(paths, version_id))]
+    copies = Copies(paths, strict=False)
     hash_of = KnownHashes()
     versions = [version_id for version_id in list_version_ids(paths) if _should_have_model(paths, version_id)]
-    done = [repair_version(paths, version_id, copies, hash_of) for version_id in versions]
+    backups = list_backup_ids(folder)
+    again = {repair.id for repair in made}
+    chosen = [name for name in (*versions, *backups) if (not only or name in only) and name not in again]
+    for name in chosen:
+        if name in versions:
+            made.append(repair_version(paths, name, copies, hash_of))
+        else:
+            made.append(repair_backup(paths, folder, name, copies))
     remember_versions(paths)
-    return done + [repair_backup(paths, folder, backup_id, copies) for backup_id in list_backup_ids(folder)]
+    forget(paths, {repair.id for repair in made if not repair.left})
+    return made
+
+
+def _is_gone(paths: Paths, name: str) -> bool:
+    return VERSION_ID.fullmatch(name) is not None and not paths.version(name).exists()
 
 
 def _should_have_model(paths: Paths, version_id: str) -> bool:
@@ -149,7 +227,8 @@ def heal_tree(
     root.mkdir(exist_ok=True)
     for path in _list_leniently(root):
         if path not in expected or not stat.S_ISREG((root / path).lstat().st_mode):
-            put_in_trash(trash, root / path, "replaced", f"{name}: {path}", "it was not part of what was saved")
+            with lifted(root / path):
+                put_in_trash(trash, root / path, "replaced", f"{name}: {path}", "it was not part of what was saved")
     for path, entry in expected.items():
         target = root / path
         if _is_good(target, entry):
@@ -159,9 +238,10 @@ def heal_tree(
         target.parent.mkdir(parents=True, exist_ok=True)
         good = staging / "good"
         if _get_good_file(entry, copies, good, target, share_from=share_from, mode=mode):
-            if target.exists():
-                keep_damaged(trash, target, f"{name}: {path}")
-            good.rename(target)
+            with lifted(target), lifted(good):
+                if target.exists():
+                    keep_damaged(trash, target, f"{name}: {path}")
+                good.rename(target)
             fsync_folder(target.parent)
     sync_filesystem(root)
     return find_damage(root, files)
@@ -192,7 +272,7 @@ def _get_good_file(
         if source == target:
             continue
         if share_from in source.parents:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), lifted(source):
                 os.link(source, good)
                 return True
         if copy_file(source, good, mode) == entry["blake3"]:
@@ -216,7 +296,8 @@ def put_metadata_back(paths: Paths, version_id: str) -> None:
             raise
     path = paths.version(version_id) / "metadata.json"
     if path.exists():
-        set_aside(path)
+        with replaceable(path):
+            set_aside(path)
     write_metadata(paths, known)
 
 
@@ -234,7 +315,7 @@ def _metadata_in_backups(paths: Paths, version_id: str) -> dict[str, Any] | None
 def _is_of_version(paths: Paths, known: dict[str, Any], row: dict[str, Any] | None) -> bool:
     """Whether metadata are this version's own: as the index has them, else by the bytes of its largest file."""
     if row is not None:
-        return all(row.get(key) == known.get(key) for key in ("created_at", "run_id", "description", "size", "data"))
+        return all(row.get(key) == known.get(key) for key in IDENTITY)
     largest = max(known["files"], key=lambda entry: int(entry["size"]), default=None)
     return largest is not None and _is_good(paths.version(known["id"]) / "model" / largest["path"], largest)
 
@@ -252,9 +333,10 @@ def _rebuild_record(paths: Paths, folder: Path, backup_id: str) -> bool:
             continue
         if same_content(version["files"], files):
             path = folder / backup_id / "metadata.json"
-            if path.exists():
-                set_aside(path)
-            write_json(path, _new_record(backup_id, version), through=folder)
+            with replaceable(path):
+                if path.exists():
+                    set_aside(path)
+                write_json(path, _new_record(backup_id, version), through=folder)
             return True
     return False
 

@@ -27,6 +27,18 @@ class Retention(BaseModel):
     trash_days: Annotated[int, Field(ge=0, le=MOST_DAYS)] = 7
 
 
+class Alerts(BaseModel):
+    """When ``state_tracker.py --alert`` sends a message. Where to is a secret, and stands elsewhere."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    after_checks: Count = 2
+    min_severity: Literal["info", "warning", "critical"] = "warning"
+    max_per_day: Count = 20
+    remind_hours: Annotated[float, Field(gt=0)] | None = None
+    secrets_file: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")] = ".alerts.env"
+
+
 class Config(BaseModel):
     """The settings of one base dir. Meanings and defaults are in docs/cli.md."""
 
@@ -63,7 +75,8 @@ class Config(BaseModel):
     max_bad_rows: CountOrNone = 0
     backup: Literal["after_each", "daily", "off"] = "after_each"
     backup_dir: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")] | None = None
+    immutable_versions: bool = False
     monitor_port: Annotated[int, Field(ge=1, le=65535)] = 8080
     launch: None = None
-    alerts: None = None
+    alerts: Alerts | None = None
     retention: Retention | None = None

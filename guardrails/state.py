@@ -276,6 +276,7 @@ def _read_config(facts: Facts) -> None:
         value = value if key in config else LOCKED_DEFAULTS.get(key)
         facts.config[key] = text(value) if isinstance(value, str) else value
     facts.config["backup"] = config.get("backup", "after_each")
+    facts.config["immutable_versions"] = config.get("immutable_versions") is True
     folder = facts.config.get("backup_dir")
     if folder:
         facts.backup_folder = _resolve(paths, folder)

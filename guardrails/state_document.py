@@ -4,13 +4,14 @@ Its keys are those of the ``SystemState`` in docs/STATE_TRACKER_GUIDE.md; ``guar
 """
 
 import contextlib
+import errno
 import os
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from guardrails.errors import DamagedStateError
+from guardrails.errors import BusyError, DamagedStateError
 from guardrails.findings import Finding, find, is_under_way, quote, verdict, worst_first
-from guardrails.paths import Paths
+from guardrails.paths import SANDBOX, Paths
 from guardrails.state import (
     GIB,
     LOCKED_DEFAULTS,
@@ -27,33 +28,93 @@ from guardrails.state import (
     training_steps,
     true_status,
 )
-from guardrails.state_io import SCHEMA_VERSION, format_utc, read_json, set_aside, write_json
+from guardrails.state_history import record
+from guardrails.state_io import SCHEMA_VERSION, format_utc, read_json, remove_abandoned_files, set_aside, write_json
 
-# A temporary file this old belongs to nobody any more.
-LEFTOVER_SECONDS = 3600
+if TYPE_CHECKING:
+    from guardrails.deep_record import Problem
 
 
-def update_document(paths: Paths, now: float | None = None) -> Json:
-    """The state document of this moment, written to ``.system_state.json`` if the disk takes it.
+def update_document(paths: Paths, now: float | None = None, problems: "list[Problem] | None" = None) -> Json:
+    """The state document of this moment, written to ``.system_state.json`` and its history if the disk takes them.
 
-    A state file that is damaged or from a newer toolkit is set aside as ``.damaged`` first. Neither that
-    nor a disk that cannot be written fails the report: both are findings in it.
+    ``problems`` are those of a deep check that has just ended; else those that an earlier one left on record count.
+    A state file that is damaged or from a newer toolkit is set aside as ``.damaged`` first, and so is a damaged
+    history. Neither that nor a disk that cannot be written fails the report: all are findings in it.
     """
     now = time.time() if now is None else now
     previous = _read_previous(paths)
     facts = gather(paths, now)
-    findings = find(facts, timestamp(previous.get("last_updated")))
-    document = build_document(facts, findings, previous)
+    # The history before the state file, so that it knows no less than that.
+    found = find(facts, timestamp(previous.get("last_updated"))) + _find_remembered(facts, problems)
+    findings, document = _record(facts, worst_first(found), previous)
     try:
         write_json(paths.system_state, document)
-        _remove_leftovers(paths, now)
+        remove_abandoned_files(paths.system_state, now)
     except OSError as error:
         name = paths.system_state.name
         message = f"{name} could not be written: {error.strerror or error}"
         hint = f"df -h {quote(str(paths.base))}; ls -ld {quote(str(paths.base))} {quote(str(paths.system_state))}"
-        findings = worst_first([*findings, Finding("state-file-unwritable", "disk", "warning", message, hint)])
+        # The history's trouble, if it has any, is the same one.
+        findings = [finding for finding in findings if finding.id != "history-unwritable"]
+        severity = "info" if is_as_it_should_be(error) else "warning"
+        findings = worst_first([*findings, Finding("state-file-unwritable", "disk", severity, message, hint)])
         document = build_document(facts, findings, previous)
     return document
+
+
+def _find_remembered(facts: Facts, problems: "list[Problem] | None") -> list[Finding]:
+    """What a deep check found and nobody healed since."""
+    if problems is None:
+        with contextlib.suppress(DamagedStateError):
+            known = (read_json(facts.paths.deep_check) or {}).get("problems")
+            if known:
+                from guardrails.deep_record import read_problems
+
+                problems = read_problems(facts.paths)
+    if not problems:
+        return []
+    from guardrails.deep_findings import find_remembered
+
+    return list(find_remembered(facts, problems))
+
+
+def _record(facts: Facts, found: list[Finding], previous: Json) -> tuple[list[Finding], Json]:
+    """Findings and document, with what there is to say of the history, to which the report was added if it is news."""
+    paths = facts.paths
+    name = paths.relative(paths.state_history)
+    for _ in range(2):
+        findings = found
+        if os.path.lexists(f"{paths.state_history}.damaged"):
+            message = f"{name} was damaged; it was set aside as {paths.state_history.name}.damaged and begun anew"
+            hint = f"rm -r {quote(f'{paths.state_history}.damaged')}*"
+            findings = worst_first([*findings, Finding("history-damaged", "disk", "warning", message, hint)])
+        document = build_document(facts, findings, previous)
+        severity = "warning"
+        try:
+            record(paths, document, text(facts.head.get("version")) or None, facts.now)
+            return findings, document
+        except DamagedStateError as error:
+            # It was set aside, and is begun anew in the second round; one of a newer toolkit stays.
+            reason = error.message
+            continue
+        except BusyError as error:
+            # The next report adds what this one could not.
+            reason = error.message
+            severity = "info"
+        except OSError as error:
+            reason = error.strerror or str(error)
+            severity = "info" if is_as_it_should_be(error) else "warning"
+        break
+    hint = f"df -h {quote(str(paths.status))}; ls -ld {quote(str(paths.status))} {quote(str(paths.state_history))}*"
+    problem = Finding("history-unwritable", "disk", severity, f"{name} could not be written: {reason}", hint)
+    findings = worst_first([*findings, problem])
+    return findings, build_document(facts, findings, previous)
+
+
+def is_as_it_should_be(error: OSError) -> bool:
+    """Whether it is an agent's sandbox that keeps a file from being written."""
+    return error.errno == errno.EROFS and SANDBOX in os.environ
 
 
 def _read_previous(paths: Paths) -> Json:
@@ -65,19 +126,6 @@ def _read_previous(paths: Paths) -> Json:
         with contextlib.suppress(OSError):
             set_aside(paths.system_state)
         return {}
-
-
-def _remove_leftovers(paths: Paths, now: float) -> None:
-    """Remove what killed reports left of the state file."""
-    with os.scandir(paths.base) as entries:
-        for entry in entries:
-            if not entry.name.startswith(f"{paths.system_state.name}.tmp-"):
-                continue
-            try:
-                if now - entry.stat(follow_symlinks=False).st_mtime > LEFTOVER_SECONDS:
-                    Path(entry.path).unlink()
-            except FileNotFoundError:
-                continue
 
 
 def build_document(facts: Facts, findings: list[Finding], previous: Json) -> Json:

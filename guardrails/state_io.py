@@ -18,6 +18,8 @@ SCHEMA_VERSION = 1
 MAX_STATE_BYTES = 64 << 20
 NOTHING: Mapping[str, Any] = {}
 TEMPORARY = re.compile(r"\.tmp-\d+-[0-9a-f]{8}$")
+# A temporary file this old belongs to nobody any more.
+ABANDONED_SECONDS = 3600
 
 
 def utc_now() -> str:
@@ -48,16 +50,20 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str, mode: int = 0o644, *, through: Path | None = None) -> None:
+def write_text(
+    path: Path, text: str, mode: int = 0o644, *, through: Path | None = None, whatever_umask: bool = False
+) -> None:
     """Replace ``path`` durably and in one step; a kill leaves the old file or the new one.
 
     The temporary file is made beside it, or in the folder ``through`` of the same file system. One that a kill
-    leaves behind is removed by the folder's owner through ``remove_temporary_files``.
+    leaves behind is removed by the folder's owner through ``remove_temporary_files`` or ``remove_abandoned_files``.
     """
     temporary = (through or path.parent) / f"{path.name}.tmp-{os.getpid()}-{os.urandom(4).hex()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            if whatever_umask:
+                os.fchmod(descriptor, mode)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -71,6 +77,26 @@ def write_text(path: Path, text: str, mode: int = 0o644, *, through: Path | None
 def write_json(path: Path, document: Mapping[str, Any], *, through: Path | None = None) -> None:
     """Replace a state file durably and in one step."""
     write_text(path, dump_json(document) + "\n", through=through)
+
+
+def append_lines(path: Path, text: str) -> None:
+    """Add whole lines, durably, to a file that is only ever added to.
+
+    Lines that stand at its end already are not added again, so a caller that goes on after a kill may repeat itself.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        added = text.encode()
+        size = os.fstat(descriptor).st_size
+        end = os.pread(descriptor, len(added), max(0, size - len(added)))
+        if end == added:
+            return
+        # What a kill or a full disk tore off gets a line of its own.
+        os.write(descriptor, added if end.endswith(b"\n") or not end else b"\n" + added)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    fsync_folder(path.parent)
 
 
 def read_json(path: Path, required: Mapping[str, Any] = NOTHING) -> dict[str, Any] | None:
@@ -134,3 +160,17 @@ def remove_temporary_files(folder: Path, of: Path | None = None) -> None:
         match = TEMPORARY.search(name)
         if match and (of is None or name[: match.start()] == of.name):
             (folder / name).unlink(missing_ok=True)
+
+
+def remove_abandoned_files(of: Path, now: float) -> None:
+    """Remove what writers of the file ``of`` left when they were killed long ago; needs no lock."""
+    with os.scandir(of.parent) as entries:
+        for entry in entries:
+            match = TEMPORARY.search(entry.name)
+            if match is None or entry.name[: match.start()] != of.name:
+                continue
+            try:
+                if now - entry.stat(follow_symlinks=False).st_mtime > ABANDONED_SECONDS:
+                    os.unlink(entry.path)
+            except FileNotFoundError:
+                continue

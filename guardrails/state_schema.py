@@ -1,6 +1,7 @@
 """The types of the state document, as pydantic models and as a JSON Schema.
 
-Imported for ``state_tracker.py --schema`` and by tests only: pydantic costs more than a whole report.
+The interface in docs/STATE_TRACKER_GUIDE.md is made of this, descriptions included. Imported for
+``state_tracker.py --schema``, ``make docs`` and tests only: pydantic costs more than a whole report.
 """
 
 from typing import Annotated, Any, Literal
@@ -12,7 +13,7 @@ Count = Annotated[int, Field(ge=0)]
 GiB = Annotated[float, Field(ge=0, description="GiB, to two places")]
 Percent = Annotated[int, Field(ge=0, le=100)]
 Category = Literal["model", "config", "daemon", "disk", "backup"]
-Warned = Annotated[str | None, Field(description="the first entry of this section's category in `warnings`")]
+Warned = Annotated[str | None, Field(description="the first of its category in `warnings`")]
 
 
 class _Section(BaseModel):
@@ -34,15 +35,15 @@ class CurrentModel(_Section):
 class Version(_Section):
     """A saved version whose model is still there."""
 
-    id: Annotated[str, Field(pattern=r"^v\d{3,}$")]
-    date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
+    id: Annotated[str, Field(pattern=r"^v\d{3,}$", description="v001 to v999, then v1000")]
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$", description="YYYY-MM-DD")]
     description: str
     training_steps: Annotated[int, Field(description="of all time")]
     size_gb: GiB
 
 
 class ConfigSection(_Section):
-    """What a report needs of config.json; null where it does not say."""
+    """What a report needs of config.json; null where nothing is known."""
 
     exists: bool
     model_name: str | None
@@ -53,7 +54,7 @@ class ConfigSection(_Section):
 
 
 class TrainingStatus(_Section):
-    """Where training stands; the run's own numbers are of the newest run."""
+    """Where training stands; `run_…`, `loss` and `eta_seconds` are of the newest run."""
 
     status: Literal["idle", "training", "paused", "stopping", "stopped", "error"]
     current_step: Annotated[int, Field(description="of all time")]

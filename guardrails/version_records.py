@@ -168,6 +168,18 @@ def read_index(paths: Paths) -> dict[str, dict[str, Any]]:
     return {version_id: entry["row"] for version_id, entry in _read_index(paths).items()}
 
 
+def find_wrong_rows(paths: Paths) -> list[str]:
+    """Versions of which the index says something else than their metadata, although their stat is the one it knows."""
+    found = []
+    for version_id, entry in _read_index(paths).items():
+        if entry["stat"] != _stat(paths, version_id):
+            continue
+        with suppress(DamagedStateError):
+            if entry["row"] != _summarize(read_metadata(paths, version_id)):
+                found.append(version_id)
+    return found
+
+
 def _summarize(metadata: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in metadata.items() if key not in LEFT_OUT}
 

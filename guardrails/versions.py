@@ -23,6 +23,7 @@ from guardrails.filesystem import (
     require_space,
     sync_filesystem,
 )
+from guardrails.immutable import lift, lift_folders, lifted
 from guardrails.locks import FileLock
 from guardrails.manifest import FileEntry, hash_file, list_files, make_manifest, total_size
 from guardrails.paths import STAGE_PREFIX, Paths
@@ -101,7 +102,7 @@ def add_version(
         "size": total_size(files),
         "files": files,
     }
-    stage.joinpath(BESIDE).unlink(missing_ok=True)
+    _remove_beside(model)
     write_json(stage / "metadata.json", complete)
     sync_filesystem(stage)
     rename_noreplace(stage, final)
@@ -144,12 +145,12 @@ class _SharedFiles:
             mine, own = self.model / entry["path"], model / entry["path"]
             if self.entries.get(entry["path"]) != entry or not mine.exists() or own.samefile(mine):
                 continue
-            beside = model.with_name(BESIDE)
-            beside.unlink(missing_ok=True)
+            beside = _remove_beside(model)
             if not self._is_good(entry["path"]):
                 continue
             if _try_link(mine, beside):
-                beside.rename(own)
+                with lifted(beside):
+                    beside.rename(own)
 
 
 def measure_storage(paths: Paths, version_id: str) -> dict[str, Any]:
@@ -168,9 +169,10 @@ def measure_storage(paths: Paths, version_id: str) -> dict[str, Any]:
 def _try_link(source: Path, target: Path) -> bool:
     """Whether ``target`` could be made another name of ``source``."""
     try:
-        os.link(source, target)
+        with lifted(source):
+            os.link(source, target)
     except OSError as error:
-        # Too many links, no links here, or files of another user.
+        # Too many links, no links here, files of another user, or immutable to this one.
         if error.errno in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV):
             return False
         raise
@@ -193,10 +195,18 @@ def _take_files(source: Path, model: Path) -> None:
     for path in list_files(model):
         file = model / path
         if file.stat().st_nlink > 1 or is_being_written(file):
-            beside = model.with_name(BESIDE)
-            beside.unlink(missing_ok=True)
+            beside = _remove_beside(model)
             copy_file(file, beside, FILE_MODE)
-            beside.rename(file)
+            with lifted(file):
+                beside.rename(file)
+
+
+def _remove_beside(model: Path) -> Path:
+    """Where a file is made that takes the place of one in a stage; what a kill left there is removed."""
+    beside = model.with_name(BESIDE)
+    with lifted(beside):
+        beside.unlink(missing_ok=True)
+    return beside
 
 
 def put_version_back(paths: Paths, metadata: dict[str, Any], tree: Path) -> None:
@@ -241,21 +251,32 @@ def put_model_back(paths: Paths, metadata: dict[str, Any], tree: Path) -> None:
 
 def write_metadata(paths: Paths, metadata: dict[str, Any]) -> None:
     """Replace the metadata of a version that is there."""
-    write_json(paths.version(metadata["id"]) / "metadata.json", metadata, through=paths.versions)
+    path = paths.version(metadata["id"]) / "metadata.json"
+    with replaceable(path):
+        write_json(path, metadata, through=paths.versions)
+
+
+@contextmanager
+def replaceable(record: Path) -> Iterator[None]:
+    """The record of an immutable version or backup can be replaced meanwhile; the end of the change seals it again."""
+    lift(record.parent)
+    with lifted(record):
+        yield
 
 
 @contextmanager
 def unlocked(saved: Path) -> Iterator[Path]:
     """The read-only tree of a version or backup can be written to meanwhile; yields a folder to make files in.
 
-    After a kill the next writing command locks it again.
+    Its files stay immutable if they are. After a kill the next writing command locks it again.
     """
     staging = saved.with_name(f"{UNLOCKED_PREFIX}{saved.name}")
     staging.mkdir(exist_ok=True)
     fsync_folder(staging.parent)
-    for folder, _, _ in os.walk(saved / "model"):
-        os.chmod(folder, LIVE_FOLDER_MODE)
     try:
+        lift_folders(saved)
+        for folder, _, _ in os.walk(saved / "model"):
+            os.chmod(folder, LIVE_FOLDER_MODE)
         yield staging
     finally:
         lock_again(staging)

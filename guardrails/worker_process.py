@@ -17,6 +17,8 @@ Action = Literal["stop", "pause", "hold", "skip", "resume"]
 GRACE_SECONDS = 120.0
 # No sign of life at all: reading a large model from a slow disk is the longest silence.
 HANG_SECONDS = 1800.0
+# Each step, batch or wait of these writes the live progress, at most once a second; the other phases may be silent.
+STEPPING_PHASES = ("training", "evaluating", "held")
 
 
 class WorkerProcess:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import blake3
 import pytest
 
+from guardrails.agents import MARKERS
 from guardrails.paths import CODE_DIR
 
 UNPRIVILEGED = "nobody"
@@ -34,23 +36,38 @@ def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
+# Runs a command cut loose from its ancestors, and writes its exit code to the file in the first argument.
+LOOSE = 'exec 3<&0; code=$1; shift; { "$@" <&3; echo $? >"$code"; } &'
+
+
 def type_at_terminal(command: Sequence[str], text: str, environment: dict[str, str]) -> tuple[int, str]:
-    """Run a command on a pseudo-terminal, type a line at its question; exit code and what it showed."""
+    """Run a command on a pseudo-terminal, type a line of ``text`` at each question; exit code and what it showed.
+
+    As from a person's shell: without the marks and ancestors of an AI agent that may run these tests.
+    """
     leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        command, env=environment, stdin=follower, stdout=follower, stderr=follower, start_new_session=True
-    )
-    os.close(follower)
-    shown = b""
-    answered = False
-    with contextlib.suppress(OSError):  # the other end is closed
-        while select.select([leader], [], [], 90)[0] and (chunk := os.read(leader, 4096)):
-            shown += chunk
-            if not answered and b"Type " in shown:
-                os.write(leader, f"{text}\n".encode())
-                answered = True
-    os.close(leader)
-    return process.wait(30), shown.decode()
+    environment = {name: value for name, value in environment.items() if name not in MARKERS}
+    with tempfile.TemporaryDirectory() as folder:
+        code = Path(folder) / "code"
+        process = subprocess.Popen(
+            ["sh", "-c", LOOSE, "sh", str(code), *command],
+            env=environment,
+            stdin=follower,
+            stdout=follower,
+            stderr=follower,
+            start_new_session=True,
+        )
+        os.close(follower)
+        shown, answers, lines = b"", 0, text.splitlines()
+        with contextlib.suppress(OSError):  # the other end is closed
+            while select.select([leader], [], [], 90)[0] and (chunk := os.read(leader, 4096)):
+                shown += chunk
+                while shown.count(b"Type ") > answers:
+                    os.write(leader, f"{lines[answers] if answers < len(lines) else ''}\n".encode())
+                    answers += 1
+        os.close(leader)
+        process.wait(30)
+        return int(code.read_text()), shown.decode()
 
 
 def run_python(code: str, *arguments: str | Path, under: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:

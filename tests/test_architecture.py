@@ -9,19 +9,66 @@ from guardrails.paths import CODE_DIR
 
 # Lowest first: a module of guardrails/ imports from lower layers only. The scripts stand above all of them.
 LAYERS = (
-    ("__init__", "bootstrap", "errors", "gpu", "paths", "progress", "retention", "signature", "state_schema"),
-    ("locks", "manifest", "settings", "shapes", "state_io"),
-    ("cli", "config", "filesystem", "queue_records", "signals", "state", "worker_process"),
-    ("config_lock", "findings", "queue", "runs", "state_text", "trash", "version_records", "writers"),
-    ("version_diff", "versions"),
-    ("backups", "head", "intake", "state_document"),
-    ("copies",),
-    ("removal", "remote_files", "repair"),
-    ("consequences", "preflight"),
-    ("change",),
-    ("daemon_status", "live_model"),
+    (
+        "__init__",
+        "adapter_check",
+        "agents",
+        "bootstrap",
+        "errors",
+        "gpu",
+        "loss_curve",
+        "paths",
+        "progress",
+        "retention",
+        "signature",
+        "state_schema",
+    ),
+    ("alert_addresses", "supervisor"),
+    ("explanations", "immutable", "locks", "manifest", "settings", "shapes", "state_io", "state_parts"),
+    (
+        "cli",
+        "config",
+        "deep_record",
+        "filesystem",
+        "queue_records",
+        "signals",
+        "state",
+        "state_database",
+        "worker_process",
+    ),
+    (
+        "config_lock",
+        "findings",
+        "prometheus",
+        "queue",
+        "runs",
+        "state_text",
+        "terminal_text",
+        "trash",
+        "version_records",
+        "writers",
+    ),
+    ("deep_findings", "messenger", "state_diff", "state_history", "state_moments", "version_diff", "versions"),
+    (
+        "alert_memory",
+        "alert_text",
+        "backups",
+        "head",
+        "intake",
+        "nagios",
+        "state_document",
+        "state_past",
+        "state_words",
+    ),
+    ("alerts", "copies", "deep_trees", "sandbox", "sealing", "state_history_text", "state_look", "state_screen"),
+    ("remote_files", "removal", "repair", "state_faces", "state_watch", "store_requests"),
+    ("consequences", "deep_ledgers", "state_views", "preflight"),
+    ("change", "deep_check"),
+    ("daemon_status", "deep_text", "live_model"),
     ("model_backups", "remotes"),
-    ("consolidation", "daemon"),
+    ("consolidation", "daemon", "doctor", "schedule"),
+    ("units",),
+    ("background_faces",),
 )
 # The worker's side stands apart: it knows these, and of the rest only scripts know it.
 WORKER = "guardrails.training"
@@ -31,24 +78,40 @@ USERS_OF_WORKER = {
     "training_queue": f"{WORKER}.check",  # validate, which is a run's data check without the run
 }
 
+# The guard's side stands apart, too: it starts at each call of an agent, so it loads next to nothing but itself.
+GUARD = "guardrails.guard"
+BELOW_GUARD = {"guardrails.signature"}
+USERS_OF_GUARD = {
+    "guardrails.agent_hook": {f"{GUARD}.hook"},
+    "guardrails.doctor": {f"{GUARD}.protections"},
+    "guardrails.findings": {f"{GUARD}.protections"},
+}
+
 EDGE = {"guardrails.cli"}
 TRAINING = {WORKER}
 FAR_END = {"guardrails.remote_files"}
 LIBRARIES = {
     **dict.fromkeys(("click", "rich"), EDGE),
     "pydantic": {"guardrails.config", "guardrails.settings", "guardrails.state_schema"},
+    "apprise": {"guardrails.messenger"},
+    "sqlite3": {"guardrails.state_database"},
     **dict.fromkeys(("aiohttp", "botocore", "fsspec", "paramiko", "s3fs"), FAR_END),
     **dict.fromkeys(("accelerate", "numpy", "peft", "safetensors", "tokenizers", "torch", "transformers"), TRAINING),
 }
 # Who may write to, rename or delete a file, and which. Making a folder is free.
 WRITERS = {
+    "guardrails.alert_memory": "/dev/shm, which has status/alerts.json while that cannot be written",
     "guardrails.backups": "models/backups/",
     "guardrails.cli": "/dev/null, for a reader that closed the pipe",
     "guardrails.change": "current_model/, models/retired/, models/intent.json",
     "guardrails.consolidation": "consolidated_models/, and the log of merges",
     "guardrails.daemon": "a run's outcome when the run goes on",
     "guardrails.daemon_status": "logs/",
+    "guardrails.doctor": "nothing: it opens for writing what must not open",
     "guardrails.filesystem": "what the owners below ask it to",
+    "guardrails.guard.aftermath": "logs/guard.jsonl, and what a call damaged, from the kept copies",
+    "guardrails.guard.mark": "status/guard.mark",
+    "guardrails.guard.protections": "status/guard/, status/protections.json, and agents' settings from the kept copies",
     "guardrails.intake": "inbox/, and copies on their way into queue/",
     "guardrails.live_model": "the outcome of a run that is trained again",
     "guardrails.locks": ".locks/",
@@ -59,9 +122,11 @@ WRITERS = {
     "guardrails.remotes": "models/incoming/, consolidated_models/",
     "guardrails.repair": "damaged files of versions, backups and current_model/",
     "guardrails.runs": "what only a run that goes on needs",
+    "guardrails.sealing": "models/.stage-unsealed/",
     "guardrails.signals": "control/",
-    "guardrails.state_document": "leftovers of .system_state.json",
+    "guardrails.state_database": "status/state_history.db",
     "guardrails.state_io": "state files",
+    "guardrails.store_requests": "control/requests/",
     "guardrails.trash": "models/trash/",
     "guardrails.version_records": "models/version_index.jsonl",
     "guardrails.versions": "models/versions/",
@@ -119,6 +184,8 @@ def is_write(call: ast.Call) -> bool:
     if name == "open" and owner == "os":
         return any(isinstance(node, ast.Attribute) and node.attr in WRITING_FLAGS for node in ast.walk(call))
     if name in ("open", "fdopen"):
+        if call.args and ast.unparse(call.args[0]).startswith("os.memfd_create("):
+            return False
         modes = [a.value for a in (*call.args, *(k.value for k in call.keywords)) if isinstance(a, ast.Constant)]
         return any(isinstance(mode, str) and len(mode) < 4 and not {*mode}.isdisjoint("wax+") for mode in modes)
     if owner in WRITING_FUNCTIONS:
@@ -135,15 +202,22 @@ def violations(modules: dict[str, str]) -> Iterator[str]:
     below_worker = {f"guardrails.{name}" for name in BELOW_WORKER}
     for name, source in modules.items():
         in_library, on_worker = name.startswith("guardrails."), name.startswith(WORKER)
+        on_guard = name == "guardrails.agent_hook" or f"{name}.".startswith(f"{GUARD}.")
         side = WORKER if on_worker else name
         tree = ast.parse(source)
-        if in_library and not on_worker and name not in ranks:
+        if in_library and not (on_worker or on_guard) and name not in ranks:
             yield f"{name} has no layer"
         for other in sorted(imported(tree) & modules.keys()):
             if in_library and not other.startswith("guardrails"):
                 yield f"{name} imports the script {other}"
             if other.startswith(WORKER) and not on_worker and other != USERS_OF_WORKER.get(name):
                 yield f"{name} imports {other} of the worker's side"
+            if f"{other}.".startswith(f"{GUARD}.") and not (
+                on_guard or other in {GUARD, *USERS_OF_GUARD.get(name, ())}
+            ):
+                yield f"{name} imports {other} of the guard's side"
+            if other in ranks and on_guard and other not in BELOW_GUARD:
+                yield f"{name} imports {other}, which is not the guard's"
             if other in ranks and on_worker and other not in below_worker:
                 yield f"{name} imports {other} of the daemon's side"
             if other in ranks and name in ranks and ranks[other] >= ranks[name]:
@@ -182,6 +256,8 @@ def test_every_layer_and_writer_exists() -> None:
         ("guardrails.daemon", "from guardrails.training.job import load_job", "of the worker's side"),
         ("model_versioner", "import guardrails.training.worker", "of the worker's side"),
         ("guardrails.training.worker", "from guardrails.versions import add_version", "of the daemon's side"),
+        ("guardrails.daemon", "from guardrails.guard.judge import Judge", "of the guard's side"),
+        ("guardrails.guard.judge", "from guardrails.paths import Paths", "is not the guard's"),
         ("guardrails.daemon", "import click", "imports click"),
         ("guardrails.state", "from pydantic import BaseModel", "imports pydantic"),
         ("guardrails.daemon", "import torch.nn, torch", "imports torch"),

@@ -21,6 +21,12 @@ LIMITED = (
     "list --json with",
     "create with",
     "safety: cells of this toolkit that are not whole",
+    "guard: destructive calls that pass",
+    "guard: harmless calls that are stopped",
+    "guard: a call, CPU",
+    "guard: a read-only command, CPU",
+    "guard: sh with a script",
+    "guard: python3 with a script",
 )
 
 

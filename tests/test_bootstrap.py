@@ -54,6 +54,15 @@ def test_old_pythons_can_parse_what_runs_before_the_venv(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
+def test_the_python_that_only_enters_the_venv_imports_next_to_nothing(name: str) -> None:
+    """`typing` alone would cost as much as a third of a report, twice."""
+    body = ast.parse((CODE_DIR / name).read_text(encoding="utf-8")).body
+    before = body[: next(index for index, node in enumerate(body) if isinstance(node, ast.If))]
+    imports = [node for node in before if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert [ast.unparse(node) for node in imports] == ["import os", "import sys"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_every_script_runs_with_an_empty_environment_from_anywhere(name: str, tmp_path: Path) -> None:
     done = run([PYTHON, CODE_DIR / name, "--version"], cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

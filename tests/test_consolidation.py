@@ -19,7 +19,7 @@ from guardrails import consolidation
 from guardrails.backups import backup_of_version, list_backup_ids, read_backup, verify_backup
 from guardrails.change import CONSOLIDATION_LOCK, open_store, say_nothing
 from guardrails.config import load_config
-from guardrails.config_lock import fingerprint_base_model, make_lock
+from guardrails.config_lock import fingerprint_base_model, make_lock, read_approvals
 from guardrails.consolidation import consolidate, plan_consolidation
 from guardrails.errors import BusyError, ConfigLockError, DiskSpaceError, IntegrityError, OperationError
 from guardrails.head import read_head
@@ -197,6 +197,14 @@ def test_a_consolidation_moves_model_config_and_lock_together_and_a_rollback_mov
     assert carry_out(paths) == "v004"
     assert state(paths)[1] == f"{merged}-2"
     assert_whole(paths)
+    changes = [(r["old"], r["new"], r["how"]) for r in read_approvals(paths)]
+    assert changes == [
+        ("base", merged, "consolidation to v003"),
+        (merged, "base", "rollback to v002"),
+        ("base", merged, "restore to v003"),
+        (merged, "base", "rollback to v002"),
+        ("base", f"{merged}-2", "consolidation to v004"),
+    ]
 
 
 def test_without_a_lock_file_the_lock_is_made_anew_and_follows(paths: Paths) -> None:

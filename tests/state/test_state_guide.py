@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from guardrails import findings
+from guardrails.explanations import EXPLANATIONS
 from guardrails.paths import CODE_DIR
 from tests.state.building import healthy, run_tracker
 
@@ -38,15 +39,19 @@ def test_jq_examples_work_on_a_full_and_on_an_empty_base_dir(tmp_path: Path, exa
 
 
 def test_the_table_names_every_finding_with_its_severity() -> None:
-    source = Path(findings.__file__).read_text("utf-8")
-    source += (CODE_DIR / "guardrails/state_document.py").read_text("utf-8")
-    raised = {match.rstrip(":") for match in re.findall(r'Finding\(\s*f?"([a-z-]+:?)', source)}
-    rows = re.findall(r"^\| `([a-z-]+)(?::\w+)?` \| (\w+)", GUIDE, re.MULTILINE)
-    assert {identifier for identifier, _ in rows} == raised
+    rows = re.findall(r"^\| `([a-z-]+(?::\w+)?)` \| (\w+)", GUIDE, re.MULTILINE)
+    assert rows == [(entry.id, entry.severity) for entry in EXPLANATIONS]
     assert {severity for _, severity in rows} == set(findings.SEVERITIES)
 
 
-def test_the_guide_and_the_options_agree() -> None:
-    options = set(re.findall(r"  (--[a-z-]+)", run_tracker(None, "--help").stdout))
-    shown = set(re.findall(r"--(?:check|warnings|json|schema|exit-code|base-dir)", GUIDE))
-    assert options - {"--help", "--version"} == shown
+def test_every_option_is_in_the_guide() -> None:
+    options = set(re.findall(r"^  (--[a-z-]+)", run_tracker(None, "--help").stdout, re.MULTILINE))
+    assert options - {"--help", "--version"} <= set(re.findall(r"--[a-z-]+", GUIDE))
+
+
+def test_the_explanation_that_the_guide_shows_is_the_one_that_is_printed(tmp_path: Path) -> None:
+    box = healthy(tmp_path)
+    printed = run_tracker(tmp_path, "--explain", "backup-same-disk").stdout
+    since = box.findings()["backup-same-disk"]["since"]
+    printed = printed.replace(f" --base-dir {tmp_path}", "").replace(since, "2026-11-21T10:00:00Z")
+    assert f"```\n$ python3 state_tracker.py --explain backup-same-disk\n{printed}```\n" in GUIDE

@@ -1,0 +1,28 @@
+"""What a deep check did, as text for people."""
+
+from collections.abc import Iterator
+
+from guardrails.cli import show_name
+from guardrails.deep_check import Outcome
+from guardrails.deep_findings import KINDS
+from guardrails.state import Json
+from guardrails.state_text import update_line
+
+MEGABYTE = 1 << 20
+
+
+def deep_check_lines(outcome: Outcome, document: Json, said: str | None = None) -> Iterator[str]:
+    """What was read, what of it is damaged with the command that helps, and the verdict of it all.
+
+    ``said`` is what else was done.
+    """
+    counts = [f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in outcome.read.items()]
+    cost = f"{outcome.read_bytes / MEGABYTE:.1f} MB, {outcome.seconds:.1f} s"
+    yield f"read in full: {', '.join(counts) or 'nothing'} ({cost})"
+    found = [detail for detail in document["warning_details"] if detail["id"].partition(":")[0] in KINDS]
+    for detail in found:
+        yield show_name(f"[{detail['category']}] {detail['message']}")
+        yield show_name(f"   Fix: {detail['hint']}")
+    if not found:
+        yield "all is as it was saved"
+    yield update_line(document, None, said)

@@ -1,0 +1,1 @@
+"""Python code, followed without running it: values, conditions, calls, and the effects that they would have."""
