@@ -9,10 +9,15 @@ $ python3 state_tracker.py --json | jq .current_model.training_steps
 225
 """
 
+import atexit
+import gc
 import os
 import sys
 
 if __name__ == "__main__":
+    # A report is over before there is garbage worth the search, and what is loaded need not be searched at the end.
+    gc.disable()
+    atexit.register(gc.freeze)
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
     from guardrails.bootstrap import enter_venv
 
@@ -25,12 +30,13 @@ import click
 
 from guardrails.cli import Invocation, common_options, pass_invocation, print_json, run, version_option
 from guardrails.errors import UsageError
-from guardrails.state import Json
-from guardrails.state_document import update_document
+from guardrails.state_document import update_report
+from guardrails.state_values import Json
 
 if TYPE_CHECKING:
     from guardrails.deep_check import Outcome
     from guardrails.paths import Paths
+    from guardrails.state_report import Report
     from guardrails.state_text import Style
     from guardrails.state_views import Request
 
@@ -49,17 +55,18 @@ def choose_style() -> "Style":
 def show_live(invocation: Invocation, seconds: float) -> int:
     from guardrails.state_watch import watch
 
+    gc.enable()
     return watch(invocation.paths, seconds, choose_style(), as_json=invocation.as_json)
 
 
-def report_on(paths: "Paths", deep: bool) -> "tuple[Json, Outcome | None]":
-    """A fresh document, and what a deep check before it found, if one is asked for."""
+def report_on(paths: "Paths", deep: bool) -> "tuple[Report, Outcome | None]":
+    """A fresh report, and what a deep check before it found, if one is asked for."""
     if not deep:
-        return update_document(paths), None
+        return update_report(paths), None
     from guardrails.deep_check import check_deeply
 
     outcome = check_deeply(paths)
-    return update_document(paths, problems=outcome.problems), outcome
+    return update_report(paths, problems=outcome.problems), outcome
 
 
 def print_deep_check(document: Json, outcome: "Outcome", said: "str | None") -> None:
@@ -162,40 +169,41 @@ def main(
         return print_schedule(invocation, systemd)
     request = look_back(form, since, sides)
     paths = invocation.paths
-    document, outcome = report_on(paths, deep)
-    said, failure = send_alerts(paths, document) if alert and form != "test" else (None, None)
+    report, outcome = report_on(paths, deep)
+    verdict = report.sections["verdict"]
+    said, failure = send_alerts(paths, report.document) if alert and form != "test" else (None, None)
     if prometheus is not None:
         from guardrails.state_faces import export_metrics
 
-        export_metrics(document, paths.base, prometheus)
+        export_metrics(report.document, paths.base, prometheus)
     if explain is not None:
         from guardrails.state_faces import print_explanation
 
-        print_explanation(document, explain, as_json=invocation.as_json)
+        print_explanation(report.document, explain, as_json=invocation.as_json)
     elif request is not None:
         from guardrails.state_views import print_past
 
-        document = print_past(request, paths, document, choose_style(), as_json=invocation.as_json)
+        verdict = print_past(request, paths, report.document, choose_style(), as_json=invocation.as_json)["verdict"]
     elif form == "test":
         from guardrails.background_faces import print_test
 
-        print_test(paths, document, as_json=invocation.as_json)
+        print_test(paths, report.document, as_json=invocation.as_json)
     elif invocation.as_json:
-        print_json(document)
+        sys.stdout.write(report.text)
     elif form is not None:
         from guardrails.state_faces import print_face
 
-        print_face(form, document, paths, choose_style())
+        print_face(form, report.document, paths, choose_style())
     elif outcome is not None and prometheus is None:
-        print_deep_check(document, outcome, said)
+        print_deep_check(report.document, outcome, said)
     elif prometheus != STDOUT:
         from guardrails.state_faces import print_update
 
-        print_update(document, prometheus, said)
+        print_update(report.sections, prometheus, said)
     if failure is not None:
         raise failure
     codes = PLUGIN_EXIT_CODES if form == "nagios" else EXIT_CODES if exit_code else {}
-    return codes.get(document["verdict"], 0)
+    return codes.get(verdict, 0)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ question to a person counts as stopped, for the guard and for the others. A guar
 agents do.
 
 The others are three sets of rules as people write them, and packages that are found on the PATH; one that is missing is
-named. A package that can be told folders is run as it comes, too. None of them knows what a version or a locked key is.
+named. A package that can be told what to protect is run twice, as it comes and told. None knows what a locked key is.
 
 CPU time is that of a call and all processes it starts, as a multiple of ``python -I -S -c 'import json'`` measured
 between the calls; of a case or command the median of the rounds counts.
@@ -360,12 +360,11 @@ def judge_by_others(worlds: Path, cases: list[Case]) -> dict[str, Tally]:
     for peer in filter(is_installed, PEERS):
         judge(peer.name, World(worlds / peer.name), *peer.hook)
         if peer.tell:
-            name = f"{peer.name}, told the folders"
-            world = World(worlds / name)
+            world = World(worlds / f"{peer.name}-told")
             settings = Path(world.fill(peer.settings))
             settings.parent.mkdir(parents=True, exist_ok=True)
             settings.write_text(peer.tell([str(world.base / protected) for protected in TOLD]))
-            judge(name, world, *peer.hook)
+            judge(f"{peer.name}, told the folders", world, *peer.hook)
     return rows
 
 

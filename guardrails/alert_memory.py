@@ -15,7 +15,6 @@ from guardrails.errors import DamagedStateError
 from guardrails.locks import FileLock
 from guardrails.messenger import MARGIN_SECONDS, SEND_SECONDS
 from guardrails.paths import Paths
-from guardrails.state import timestamp
 from guardrails.state_io import (
     SCHEMA_VERSION,
     dump_json,
@@ -24,6 +23,7 @@ from guardrails.state_io import (
     set_aside,
     write_text,
 )
+from guardrails.state_values import timestamp
 
 RAM = Path("/dev/shm")  # noqa: S108 - names in it are this user's, and looked at before they are used
 WAIT_SECONDS = SEND_SECONDS + MARGIN_SECONDS + 15

@@ -384,11 +384,19 @@ def _exit_code(command: click.Command, report: Report) -> int:
         # click's way of saying that the reader closed the pipe; it has silenced stdout.
         return 0
     except BrokenPipeError:
-        # Python would complain again when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_unwritten()
         return 0
     except OSError as error:
+        _forget_unwritten()
         return _report_os_error(error, report)
+
+
+def _forget_unwritten() -> None:
+    """Do without what stdout does not take, or Python would try again at its end, complain and exit 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report_os_error(error: OSError, report: Report) -> int:

@@ -123,6 +123,16 @@ def check_config(settings: dict[str, Any], path: Path) -> "Config":
     )
 
 
+def find_problem(settings: dict[str, Any], path: Path) -> str | None:
+    """What ``check_config`` has to say, without the path; None if all is well."""
+    try:
+        check_config(settings, path)
+    except ConfigError as error:
+        hint = f"; {error.hint}" if "unknown key" in error.message else ""
+        return error.message.removeprefix(f"{path}: ") + hint
+    return None
+
+
 def nearest_key_hint(key: str) -> str:
     """Names the known key that ``key`` was probably meant to be."""
     from guardrails.settings import Alerts, Config, Retention

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from guardrails.deep_record import Problem, is_replaced, is_touched
 from guardrails.findings import Finding, command, first_of, quote
 from guardrails.queue_records import ENDED
-from guardrails.state import Facts, text
+from guardrails.state import Facts
+from guardrails.state_values import text
 
 # What a finding is made of: the facts, what it is about, in which words, when they were last found so.
 Make = Callable[[Facts, str, list[str], str], Finding]

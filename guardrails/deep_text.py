@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from guardrails.cli import show_name
 from guardrails.deep_check import Outcome
 from guardrails.deep_findings import KINDS
-from guardrails.state import Json
 from guardrails.state_text import update_line
+from guardrails.state_values import Json
 
 MEGABYTE = 1 << 20
 

@@ -285,13 +285,13 @@ def _immutable(paths: Paths) -> Layer:
 
 def _second_copy(paths: Paths, now: float) -> Layer:
     facts = gather(paths, now)
-    if not facts.kept_versions:
+    if not facts.versions.summary.kept:
         return Layer("second-copy", "unused", "there is no version yet")
     for finding in find(facts, None):
         if finding.id in ("backup-folder-missing", "backup-missing", "backup-stale", "backup-same-disk"):
             state: State = "unused" if finding.severity == "info" else "off"
             return Layer("second-copy", state, finding.message, finding.hint)
-    damaged = [backup for backup in facts.backups if backup.problems]
+    damaged = facts.backups.list_damaged()
     if damaged:
         return Layer("second-copy", "off", f"{damaged[0].id}: {damaged[0].problems[0]}", "model_versioner.py repair")
     head = facts.head_version

@@ -13,18 +13,10 @@ from pathlib import Path
 
 from guardrails.immutable import is_immutable
 from guardrails.paths import CODE_DIR
-from guardrails.state import (
-    GIB,
-    LOCKED_DEFAULTS,
-    Facts,
-    SavedTree,
-    has_adapter,
-    is_folder,
-    text,
-    timestamp,
-    training_steps,
-)
+from guardrails.saved_trees import SavedTree
+from guardrails.state import LOCKED_DEFAULTS, Facts, has_adapter, is_folder, training_steps
 from guardrails.state_io import format_utc
+from guardrails.state_values import GIB, text, timestamp
 
 # Worst first, and within a severity in the guide's order.
 SEVERITIES = ("critical", "warning", "info")
@@ -106,10 +98,10 @@ def _model(facts: Facts) -> Iterator[Finding]:
     if signature is None:
         wanted = facts.head.get("version")
         if wanted is None:
-            kept = facts.kept_versions
+            newest = facts.versions.find_newest(kept=True)
             hint = command(facts, "training_daemon.py")
-            if kept:
-                hint = command(facts, "model_versioner.py", "restore", kept[-1].id)
+            if newest:
+                hint = command(facts, "model_versioner.py", "restore", newest.id)
             yield Finding("model-fresh-start", "model", "info", "No current model - fresh start", hint)
         elif facts.intent is None:
             message = f"current_model/ is missing; it was {wanted}"
@@ -121,7 +113,7 @@ def _model(facts: Facts) -> Iterator[Finding]:
         yield Finding("model-no-adapter", "model", "info", "No adapter found - base model only", hint)
     if not signature or not facts.head_known or facts.intent is not None:
         return
-    if not facts.kept_versions:
+    if not facts.versions.summary.kept:
         message = "Current model exists but no versions saved - create backup!"
         yield Finding("backup-no-versions", "backup", "warning", message, create)
     elif head is None or head.removed:
@@ -186,9 +178,13 @@ def _config(facts: Facts) -> Iterator[Finding]:
         yield Finding("config-missing", "config", "critical", "Config file missing!", hint)
         return
     if facts.config_problem is not None:
+        hint = f"python3 -m json.tool {config}"
+        if facts.config_parses:
+            hint = command(facts, "training_controller.py", "config", "check")
         message = f"Error reading config: {facts.config_problem}"
-        yield Finding("config-unreadable", "config", "critical", message, f"python3 -m json.tool {config}")
-        return
+        yield Finding("config-unreadable", "config", "critical", message, hint)
+        if not facts.config_parses:
+            return
     if facts.config.get("base_model") is None:
         hint = command(facts, "training_controller.py", "config", "set", "base_model", "/path/to/model")
         message = "base_model is not set: nothing can be trained"
@@ -214,7 +210,7 @@ def read_lock(facts: Facts) -> dict[str, object]:
     """The config lock; where its file is gone, what the head version was trained with, as pre-flight has it."""
     if facts.lock or os.path.lexists(facts.paths.config_lock):
         return facts.lock
-    config, fingerprint = (facts.head_metadata.get(key) for key in ("config", "base_model_fingerprint"))
+    config, fingerprint = (facts.read_head_metadata().get(key) for key in ("config", "base_model_fingerprint"))
     if not isinstance(config, dict) or not isinstance(fingerprint, dict):
         return {}
     locked = {key: config[key] for key in LOCKED_DEFAULTS if key in config}
@@ -293,7 +289,7 @@ def _guard(facts: Facts) -> Iterator[Finding]:
         for name, why in find_off(base):
             hint = command(facts, "training_controller.py", "doctor", "--repair")
             yield Finding(f"guard-layer-off:{name}", "config", "warning", f"{name} was on and is off: {why}", hint)
-        newest = facts.backups[-1] if facts.backups else None
+        newest = facts.backups.find_newest()
         writable = [
             tree.id
             for tree in (facts.head_version, newest)
@@ -373,24 +369,21 @@ def _disk(facts: Facts) -> Iterator[Finding]:
 
 
 def _saved(facts: Facts) -> Iterator[Finding]:
-    for version in facts.versions:
-        if version.problems:
-            hint = command(facts, "model_versioner.py", "repair")
-            message = f"version {version.id} is damaged: {first_of(version.problems)}"
-            yield Finding(f"version-damaged:{version.id}", "backup", "critical", message, hint)
-    for backup in facts.backups:
-        if backup.problems:
-            hint = command(facts, "model_versioner.py", "repair")
-            message = f"backup {backup.id} is damaged: {first_of(backup.problems)}"
-            yield Finding(f"backup-damaged:{backup.id}", "backup", "warning", message, hint)
+    hint = command(facts, "model_versioner.py", "repair")
+    for version in facts.versions.list_damaged():
+        message = f"version {version.id} is damaged: {first_of(version.problems)}"
+        yield Finding(f"version-damaged:{version.id}", "backup", "critical", message, hint)
+    for backup in facts.backups.list_damaged():
+        message = f"backup {backup.id} is damaged: {first_of(backup.problems)}"
+        yield Finding(f"backup-damaged:{backup.id}", "backup", "warning", message, hint)
 
 
 def _immutable(facts: Facts) -> Iterator[Finding]:
     """What the config wants immutable should be so; a file system, or a daemon that is not root, may not be able to."""
-    newest = facts.kept_versions[-1] if facts.kept_versions else None
-    if not facts.config.get("immutable_versions") or newest is None or is_under_way(facts):
+    if not facts.config.get("immutable_versions") or is_under_way(facts):
         return
-    if not is_immutable(newest.folder):
+    newest = facts.versions.find_newest(kept=True)
+    if newest is not None and not is_immutable(newest.folder):
         message = f"immutable_versions is on, but {newest.id} is not immutable: that needs root, and ext4, XFS or btrfs"
         hint = command(facts, "model_versioner.py", "create")
         yield Finding("guard-not-immutable", "backup", "warning", message, hint)
@@ -401,20 +394,20 @@ def _second_copy(facts: Facts) -> Iterator[Finding]:
     head = facts.head_version
     own_folder = bool(facts.config.get("backup_dir"))
     change_folder = command(facts, "training_controller.py", "config", "set", "backup_dir", "/path/on/another/disk")
-    if own_folder and facts.kept_versions and not is_folder(facts.backup_folder):
+    if own_folder and facts.versions.summary.kept and not is_folder(facts.backup_folder):
         message = f"backup_dir {facts.backup_folder} is not there"
         yield Finding("backup-folder-missing", "backup", "warning", message, change_folder)
         return
     if head is None or head.removed or is_under_way(facts):
         return
-    good = [backup for backup in facts.backups if not backup.problems and timestamp(backup.metadata.get("verified_at"))]
-    copies = [backup for backup in good if is_copy(backup, head)]
+    copies = find_copies(facts, head)
     if not copies:
         if facts.config.get("backup") == "daily" and facts.now - age_stamp(facts, head) < DAILY_SECONDS:
             return
         severity = "info" if facts.config.get("backup") == "off" else "warning"
         hint = command(facts, "backup_manager.py", "backup", "current_model/")
-        newest = next((text(b.metadata.get("version")) for b in reversed(good) if b.metadata.get("version")), None)
+        good = (backup for backup in reversed(facts.backups) if backup.is_verified and not backup.problems)
+        newest = next((text(b.metadata["version"]) for b in good if b.metadata.get("version")), None)
         if newest:
             message = f"second copy is stale: {head.id} has none, the newest is of {newest}"
             yield Finding("backup-stale", "backup", severity, message, hint)
@@ -422,24 +415,18 @@ def _second_copy(facts: Facts) -> Iterator[Finding]:
             yield Finding(
                 "backup-missing", "backup", severity, f"second copy is missing: {head.id} has no backup", hint
             )
-    elif all(backup.device == head.device for backup in copies):
+    elif {backup.find_device() for backup in copies} == {head.find_device()}:
         severity = "warning" if own_folder else "info"
         message = f"second copy of {head.id} is on the same disk as the model"
         yield Finding("backup-same-disk", "backup", severity, message, change_folder)
 
 
-def is_copy(backup: SavedTree, version: SavedTree) -> bool:
-    """Whether a backup holds the bytes of a version; by name where the version's metadata is lost."""
-    if not version.metadata:
-        return backup.metadata.get("version") == version.id
-    return file_set(backup) == file_set(version)
-
-
-def file_set(tree: SavedTree) -> set[tuple[str, str]]:
-    """Paths and hashes of a saved tree as its metadata has them."""
-    files = tree.metadata.get("files")
-    entries = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
-    return {(text(entry.get("path")), text(entry.get("blake3"))) for entry in entries}
+def find_copies(facts: Facts, version: SavedTree) -> list[SavedTree]:
+    """The good backups that hold the bytes of a version; by name where the version's metadata is lost."""
+    if version.metadata:
+        return facts.backups.list_copies(version)
+    good = (backup for backup in facts.backups if backup.is_verified and not backup.problems)
+    return [backup for backup in good if backup.metadata.get("version") == version.id]
 
 
 def age_stamp(facts: Facts, tree: SavedTree) -> float:
@@ -472,8 +459,9 @@ def _state_file(facts: Facts) -> Iterator[Finding]:
 
 def _clock(facts: Facts, last_report: str | None) -> Iterator[Finding]:
     """The clock is behind the last report, or behind the newest version: what goes by time cannot be trusted."""
-    stamps = [stamp for tree in facts.versions[-1:] if (stamp := timestamp(tree.metadata.get("created_at")))]
-    latest = max([*stamps, last_report or ""])
+    newest = facts.versions.find_newest()
+    made = timestamp(newest.metadata.get("created_at")) if newest is not None else None
+    latest = max(made or "", last_report or "")
     if latest > format_utc(facts.now + CLOCK_TOLERANCE_SECONDS):
         message = f"the clock moved back: the last report or version is of {latest}"
         yield Finding("clock-moved-back", "daemon", "warning", message, "timedatectl status")

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from guardrails.cli import Report, report_error
 from guardrails.findings import CRITICAL_FREE_BYTES, LOW_FREE_BYTES
-from guardrails.state import GIB, Json
+from guardrails.state_values import GIB, Json
 
 UNKNOWN = 3
 SERVICE = "TRAINING"

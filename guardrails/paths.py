@@ -40,6 +40,8 @@ class Paths:
         self.deep_check = self.status / "deep_check.json"
         self.deep_check_times = self.status / "deep_check_times.json"
         self.alerts = self.status / "alerts.json"
+        self.saved_trees = self.status / "saved_trees.cache"
+        self.report_memory = self.status / "report_memory.json"
         self.state_history = self.status / "state_history.db"
         self.state_history_last = self.status / "state_history_last.json"
         self.runs = base_dir / "runs"

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from guardrails import __version__
 from guardrails.errors import OperationError
-from guardrails.state import GIB, STATUSES, Json, text
+from guardrails.state import STATUSES
 from guardrails.state_io import remove_abandoned_files, write_text
+from guardrails.state_values import GIB, Json, text
 
 PREFIX = "training_"
 VERDICTS = ("ok", "warning", "critical")

@@ -25,6 +25,15 @@ def settles_at(stat: list[int]) -> int:
     return changed_ns + (FINE_GRANULARITY_NS if changed_ns % SECOND_NS else COARSE_GRANULARITY_NS)
 
 
+def is_settled(changed_ns: int, now_ns: int) -> bool:
+    """Whether, at ``now_ns``, a further change of what has this ctime would show in its ctime.
+
+    It would where the ctime is in the future, too: whoever changes a file stamps it with what the clock says then. Only
+    near to now a second change may get the stamp of the first.
+    """
+    return abs(now_ns - changed_ns) >= (FINE_GRANULARITY_NS if changed_ns % SECOND_NS else COARSE_GRANULARITY_NS)
+
+
 def take_signature(root: str | os.PathLike[str]) -> Signature:
     """Stat signature of everything below ``root`` but the folders themselves.
 

@@ -5,23 +5,25 @@ whatever lies in the files, however odd: what cannot be read is named in ``Facts
 """
 
 import json
-import math
 import os
-import re
 import stat
 from pathlib import Path
+from re import Pattern
 from typing import Any
 
+from guardrails.digest import digest
 from guardrails.errors import DamagedStateError
 from guardrails.locks import read_holder
 from guardrails.paths import BACKUP_ID, QUEUE_STATES, STAGE_PREFIX, VERSION_ID, Paths
+from guardrails.report_memory import ReportMemory, mark_folders, recall
+from guardrails.saved_trees import SavedTree, describe
+from guardrails.shelf import Shelf, empty_shelf, read_shelf
 from guardrails.signature import Signature, take_model_signature, take_signature
-from guardrails.state_io import format_utc, read_json
+from guardrails.state_io import read_json
+from guardrails.state_values import Json, integer, text
 
-GIB = 1 << 30
 # As in guardrails.config, which imports too much for a report; a test holds them equal.
 LOCKED_DEFAULTS: dict[str, object] = {"max_length": 2048, "base_model": None, "model_name": "model"}
-TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
 STATUSES = ("idle", "training", "paused", "stopping", "stopped", "error")
 # What training_status.json may only say while a daemon or a worker lives.
@@ -32,39 +34,12 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 NVIDIA_DRIVER = "/proc/driver/nvidia"
 # A reader can meet a writer between two of its steps; looking again settles it.
 LOOKS = 3
-
-Json = dict[str, Any]
-
-
-class SavedTree:
-    """One version or backup as it lies on the disk; ``problems`` is empty when it is as its manifest says."""
-
-    __slots__ = ("device", "folder", "id", "metadata", "problems", "removed", "sizes")
-
-    def __init__(self, identifier: str, folder: Path) -> None:
-        self.id = identifier
-        self.folder = folder
-        self.metadata: Json = {}
-        self.problems: list[str] = []
-        self.removed = False
-        # relative path -> (bytes, inode)
-        self.sizes: dict[str, tuple[int, int]] = {}
-        self.device = 0
-
-    @property
-    def size_bytes(self) -> int:
-        """Apparent bytes of the tree, files that share an inode counted once."""
-        return sum({inode: size for size, inode in self.sizes.values()}.values())
-
-    def created_at(self) -> str:
-        """When it was made: as recorded, else by the stamp of its folder."""
-        recorded = timestamp(self.metadata.get("created_at"))
-        if recorded is not None:
-            return recorded
-        try:
-            return format_utc(os.stat(self.folder).st_mtime)
-        except OSError:
-            return format_utc(0)
+# An entry of the trash gets its name first and its content after; of so many, the newest, that may be to come.
+FRESH_ENTRIES = 16
+# A report looks at the metadata.json of every version; at those of backups as long as all together are not more than
+# these, and else at so many in turn, and at least at so many.
+MOST_RECORDS = 9000
+LEAST_RECORDS = 1000
 
 
 class Facts:
@@ -73,17 +48,22 @@ class Facts:
     def __init__(self, paths: Paths, now: float) -> None:
         self.paths = paths
         self.now = now
+        self.memory = ReportMemory({}, "", {})
         # relative path -> (message, hint)
         self.unreadable: dict[str, tuple[str, str]] = {}
 
         self.config: Json = {}
         self.config_exists = False
         self.config_problem: str | None = None
+        # Only a setting is wrong, not the file.
+        self.config_parses = False
         self.lock: Json = {}
 
-        self.versions: list[SavedTree] = []
-        self.backups: list[SavedTree] = []
+        self.versions = empty_shelf(paths.versions, paths.base)
+        self.backups = empty_shelf(paths.backups, paths.base)
         self.backup_folder = paths.backups
+        # What lies in models/backups/ while backup_dir is another folder.
+        self.other_backup_bytes = 0
         self.trash_bytes = 0
 
         self.head: Json = {}
@@ -131,38 +111,41 @@ class Facts:
         """A file is being worked on, and neither a daemon nor a word of goodbye from one is there."""
         return bool(self.processing) and not self.daemon_running and self.daemon.get("state") != "stopped"
 
-    def version(self, identifier: object) -> SavedTree | None:
-        return next((version for version in self.versions if version.id == identifier), None)
-
     @property
     def head_version(self) -> SavedTree | None:
         """The version that ``current_model/`` came from, if it is known and still there."""
-        return self.version(self.head.get("version"))
+        return self.find_head(self.versions)
+
+    def find_head(self, versions: Shelf) -> SavedTree | None:
+        return versions.find(self.head.get("version"))
 
     @property
     def head_metadata(self) -> Json:
-        """What is known of the version that ``current_model/`` is, from its second copy if its own record is lost."""
+        """What is known in short of the version that ``current_model/`` is; of a lost record, what a backup says."""
         head = self.head_version
         if head is None or head.metadata:
             return head.metadata if head else {}
-        records = (b.metadata.get("version_metadata") for b in self.backups if b.metadata.get("version") == head.id)
-        return next((record for record in records if isinstance(record, dict)), {})
+        return self.read_head_metadata()
 
-    @property
-    def kept_versions(self) -> list[SavedTree]:
-        return [version for version in self.versions if not version.removed]
+    def read_head_metadata(self) -> Json:
+        """All that is known of that version."""
+        head = self.head_version
+        if head is None or head.metadata:
+            return head.read_metadata() if head else {}
+        backups = (backup for backup in self.backups if backup.metadata.get("version") == head.id)
+        records = (backup.read_metadata().get("version_metadata") for backup in backups)
+        return next((record for record in records if isinstance(record, dict)), {})
 
 
 def gather(paths: Paths, now: float) -> Facts:
     """Everything about a base dir, at ``now`` (seconds since the epoch)."""
     facts = Facts(paths, now)
+    facts.memory = recall(paths)
     _read_config(facts)
     # In this order: a version is there before the head names it, and its backup before the daemon is done publishing.
     _read_current_model(facts)
     _read_training(facts)
-    facts.versions = _read_saved(facts, paths.versions, VERSION_ID)
-    facts.backups = _read_saved(facts, facts.backup_folder, BACKUP_ID)
-    facts.trash_bytes = sum(size for size, _ in list_sizes(paths.trash).values())
+    _read_saved(facts)
     _read_base_model(facts)
     disk = os.statvfs(paths.base)
     facts.available_bytes = disk.f_bavail * disk.f_frsize
@@ -173,28 +156,6 @@ def gather(paths: Paths, now: float) -> Facts:
 
         facts.gpu = read_gpu()
     return facts
-
-
-def timestamp(value: object) -> str | None:
-    """``value`` if it is a time as this toolkit writes it."""
-    return value if isinstance(value, str) and TIMESTAMP.fullmatch(value) else None
-
-
-def integer(value: object) -> int:
-    """``value`` if it is a whole number, else 0."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else 0
-
-
-def number_or_none(value: object) -> float | None:
-    """``value`` if it is a finite number; NaN and infinity have no place in strict JSON."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def text(value: object) -> str:
-    """``value`` as a string that every JSON reader takes: lone surrogates are escaped, anything else is empty."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else ""
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
@@ -210,24 +171,23 @@ def _status(path: str | os.PathLike[str]) -> tuple[int, int, int]:
     return status.st_mode, status.st_ino, status.st_mtime_ns
 
 
-def list_sizes(root: str | os.PathLike[str]) -> dict[str, tuple[int, int]]:
-    """Size and inode of every regular file below ``root``, by relative path; what cannot be listed is left out."""
-    found: dict[str, tuple[int, int]] = {}
-    pending = [""]
+def _add_up(root: str | os.PathLike[str]) -> int:
+    """Bytes of all regular files below ``root``, those that share an inode once; what cannot be listed is left out."""
+    sizes: dict[int, int] = {}
+    pending = [os.fspath(root)]
     while pending:
-        folder = pending.pop()
         try:
-            with os.scandir(os.path.join(root, folder)) as entries:
+            with os.scandir(pending.pop()) as entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
-                        pending.append(f"{folder}{entry.name}/")
+                        pending.append(entry.path)
                     elif entry.is_file(follow_symlinks=False):
                         status = entry.stat(follow_symlinks=False)
-                        found[f"{folder}{entry.name}"] = (status.st_size, status.st_ino)
+                        sizes[status.st_ino] = status.st_size
         except OSError:
-            # Gone since it was listed, or closed to us; the manifest says whether it should be there.
+            # Gone since it was listed, or closed to us.
             continue
-    return found
+    return sum(sizes.values())
 
 
 def _list_folder(facts: Facts, folder: Path) -> list[os.DirEntry[str]]:
@@ -242,7 +202,7 @@ def _list_folder(facts: Facts, folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _read_config(facts: Facts) -> None:
-    """The parts of config.json that a report needs, checked lightly: the daemon's pre-flight checks it all."""
+    """The parts of config.json that a report needs, and what is wrong with it, as pre-flight would find it."""
     paths = facts.paths
     facts.lock = facts.read(paths.config_lock) or {}
     try:
@@ -280,6 +240,17 @@ def _read_config(facts: Facts) -> None:
     folder = facts.config.get("backup_dir")
     if folder:
         facts.backup_folder = _resolve(paths, folder)
+    if facts.config_problem is None:
+        # The full check imports more than a report costs; each new config is checked once.
+        facts.config_problem = facts.memory.ask("config", digest(content), lambda: _check_config(config, paths.config))
+        facts.config_parses = True
+
+
+def _check_config(settings: Json, path: Path) -> str | None:
+    """What is wrong with the settings, if anything is."""
+    from guardrails.config import find_problem
+
+    return find_problem(settings, path)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> Json:
@@ -298,64 +269,48 @@ def _resolve(paths: Paths, value: str) -> Path:
         return paths.base / value
 
 
-def _read_saved(facts: Facts, folder: Path, pattern: re.Pattern[str]) -> list[SavedTree]:
-    """All versions or backups in ``folder``, oldest first; tombstones are marked ``removed``."""
-    ids = [entry.name for entry in _list_folder(facts, folder) if pattern.fullmatch(entry.name) and entry.is_dir()]
-    ids.sort(key=lambda identifier: int(identifier[1:]))
-    found = []
-    for identifier in ids:
-        tree = _inspect(facts, identifier, folder / identifier)
-        if tree.problems:
-            # It may just have been removed or come into being.
-            tree = _inspect(facts, identifier, folder / identifier)
-            if not tree.folder.is_dir():
-                continue
-        found.append(tree)
-    return found
+def _read_saved(facts: Facts) -> None:
+    """Versions, backups and trash, as far as they are not as the last report knew them."""
+    paths = facts.paths
+    facts.versions = _read_shelf(
+        facts, "versions", paths.versions, VERSION_ID, describe=describe, watch=lambda shelf: [facts.find_head(shelf)]
+    )
+    head = facts.head_version
+    facts.backups = _read_shelf(
+        facts,
+        "backups",
+        facts.backup_folder,
+        BACKUP_ID,
+        watch=lambda shelf: shelf.list_copies(head) if head else [],
+        most_records=max(LEAST_RECORDS, MOST_RECORDS - len(facts.versions)),
+    )
+    names = [entry.name for entry in _list_folder(facts, paths.models) if entry.name.startswith(STAGE_PREFIX)]
+    facts.stages = [paths.relative(paths.models / name) for name in names]
+    for shelf in (facts.versions, facts.backups):
+        facts.stages += [paths.relative(shelf.folder / name) for name in shelf.stored.stages]
+    facts.stages.sort()
+    if facts.backup_folder != paths.backups:
+        facts.other_backup_bytes = _count_bytes(facts, paths.backups)
+    facts.trash_bytes = _count_bytes(facts, paths.trash)
 
 
-def _inspect(facts: Facts, identifier: str, folder: Path) -> SavedTree:
-    """Read the metadata of one tree and hold names and sizes of its files against it."""
-    tree = SavedTree(identifier, folder)
+def _read_shelf(facts: Facts, name: str, folder: Path, pattern: Pattern[str], **how: Any) -> Shelf:
+    memory, base = facts.memory, facts.paths.base
     try:
-        metadata = read_json(folder / "metadata.json")
-    except DamagedStateError as error:
-        tree.problems.append(error.message.replace(f"{facts.paths.base}/", ""))
-        metadata = {}
-    else:
-        if metadata is None:
-            tree.problems.append("metadata.json is missing")
-    tree.sizes = list_sizes(folder)
+        return read_shelf(folder, pattern, base, memory.shelves.get(name), memory.turn(name), **how)
+    except OSError as error:
+        facts.note_unreadable(folder, error)
+        return empty_shelf(folder, base)
+
+
+def _count_bytes(facts: Facts, folder: Path) -> int:
+    """What lies in a folder of things that do not change any more once they are there."""
     try:
-        tree.device = os.stat(folder / "model").st_dev
+        fresh = sorted(os.listdir(folder))[-FRESH_ENTRIES:]
+        mark = mark_folders([folder, *(folder / name for name in fresh)])
     except OSError:
-        if metadata and metadata.get("removed_at"):
-            tree.removed = True
-        else:
-            tree.problems.append("its folder model/ is missing")
-    if not metadata:
-        return tree
-    tree.metadata = metadata
-    if metadata.get("id") != identifier:
-        tree.problems.append(f"metadata.json is that of {text(metadata.get('id')) or 'something else'}")
-    if tree.device:
-        tree.problems += compare_sizes(tree.sizes, metadata.get("files"))
-    return tree
-
-
-def compare_sizes(present: dict[str, tuple[int, int]], files: object) -> list[str]:
-    """What differs, by name and size alone, between a saved tree and the ``files`` of its metadata."""
-    if not isinstance(files, list) or not all(isinstance(f, dict) and isinstance(f.get("path"), str) for f in files):
-        return ["metadata.json has no list of files"]
-    problems = []
-    expected = {f"model/{entry['path']}": entry.get("size") for entry in files}
-    for path, size in expected.items():
-        if path not in present:
-            problems.append(f"{text(path)} is missing")
-        elif present[path][0] != size:
-            problems.append(f"{text(path)} has {present[path][0]} bytes instead of {size}")
-    extra = sorted(path for path in present if path.startswith("model/") and path not in expected)
-    return problems + [f"{text(path)} is not part of it" for path in extra]
+        mark = None
+    return facts.memory.ask(facts.paths.relative(folder), mark, lambda: _add_up(folder))
 
 
 def _read_current_model(facts: Facts) -> None:
@@ -384,13 +339,6 @@ def _read_current_model(facts: Facts) -> None:
             break
     if facts.model_signature and "trainer_state.json" in facts.model_signature:
         facts.trainer_steps = integer(_read_lightly(paths.current_model / "trainer_state.json").get("global_step"))
-    for folder in (paths.models, paths.versions, facts.backup_folder):
-        facts.stages += [
-            paths.relative(folder / entry.name)
-            for entry in _list_folder(facts, folder)
-            if entry.name.startswith(STAGE_PREFIX)
-        ]
-    facts.stages.sort()
 
 
 def _holder(facts: Facts, path: Path) -> Any:
@@ -411,14 +359,7 @@ def _read_training(facts: Facts) -> None:
         facts.daemon = facts.read(paths.daemon_status) or {}
         facts.queue = dict.fromkeys(QUEUE_STATES, 0)
         for state in QUEUE_STATES:
-            names = [
-                entry.name
-                for entry in _list_folder(facts, paths.queue_folder(state))
-                if not entry.name.startswith(".") and entry.is_file(follow_symlinks=False)
-            ]
-            facts.queue[state] = len(names)
-            if state == "processing":
-                facts.processing = sorted(names)
+            _read_queue(facts, state, paths.queue_folder(state))
         run_id = facts.daemon.get("run_id") or facts.training.get("run_id")
         facts.worker_running, facts.outcome = False, None
         if isinstance(run_id, str) and run_id not in ("", ".", "..") and "/" not in run_id and "\0" not in run_id:
@@ -427,6 +368,27 @@ def _read_training(facts: Facts) -> None:
         facts.daemon_running = _holder(facts, daemon_lock) is not None
         if running == facts.daemon_running:
             break
+
+
+def _read_queue(facts: Facts, state: str, folder: Path) -> None:
+    """How many data files lie in a folder of the queue; a hundred thousand are counted when one came or went."""
+    try:
+        if state == "processing":
+            facts.processing = sorted(_list_data(folder))
+            facts.queue[state] = len(facts.processing)
+        else:
+            facts.queue[state] = facts.memory.ask(
+                f"queue/{state}", mark_folders([folder]), lambda: len(_list_data(folder))
+            )
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        facts.note_unreadable(folder, error)
+
+
+def _list_data(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [e.name for e in entries if not e.name.startswith(".") and e.is_file(follow_symlinks=False)]
 
 
 def _read_base_model(facts: Facts) -> None:

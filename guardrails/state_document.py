@@ -12,30 +12,31 @@ from typing import TYPE_CHECKING
 from guardrails.errors import BusyError, DamagedStateError
 from guardrails.findings import Finding, find, is_under_way, quote, verdict, worst_first
 from guardrails.paths import SANDBOX, Paths
-from guardrails.state import (
-    GIB,
-    LOCKED_DEFAULTS,
-    Facts,
-    Json,
-    SavedTree,
-    gather,
-    has_adapter,
-    integer,
-    list_sizes,
-    number_or_none,
-    text,
-    timestamp,
-    training_steps,
-    true_status,
-)
+from guardrails.report_memory import ReportMemory
+from guardrails.state import LOCKED_DEFAULTS, Facts, gather, has_adapter, training_steps, true_status
 from guardrails.state_history import record
-from guardrails.state_io import SCHEMA_VERSION, format_utc, read_json, remove_abandoned_files, set_aside, write_json
+from guardrails.state_io import (
+    SCHEMA_VERSION,
+    format_utc,
+    read_json,
+    remove_abandoned_files,
+    set_aside,
+    take_stat,
+    write_text,
+)
+from guardrails.state_report import Report
+from guardrails.state_values import Json, integer, number_or_none, text, timestamp, to_gb
 
 if TYPE_CHECKING:
     from guardrails.deep_record import Problem
 
 
 def update_document(paths: Paths, now: float | None = None, problems: "list[Problem] | None" = None) -> Json:
+    """The document of ``update_report``."""
+    return update_report(paths, now, problems).document
+
+
+def update_report(paths: Paths, now: float | None = None, problems: "list[Problem] | None" = None) -> Report:
     """The state document of this moment, written to ``.system_state.json`` and its history if the disk takes them.
 
     ``problems`` are those of a deep check that has just ended; else those that an earlier one left on record count.
@@ -43,13 +44,14 @@ def update_document(paths: Paths, now: float | None = None, problems: "list[Prob
     history. Neither that nor a disk that cannot be written fails the report: all are findings in it.
     """
     now = time.time() if now is None else now
-    previous = _read_previous(paths)
     facts = gather(paths, now)
+    previous = _read_previous(paths, facts.memory)
     # The history before the state file, so that it knows no less than that.
     found = find(facts, timestamp(previous.get("last_updated"))) + _find_remembered(facts, problems)
-    findings, document = _record(facts, worst_first(found), previous)
+    findings, report = _record(facts, worst_first(found), previous)
+    stat = None
     try:
-        write_json(paths.system_state, document)
+        stat = take_stat(write_text(paths.system_state, report.text))
         remove_abandoned_files(paths.system_state, now)
     except OSError as error:
         name = paths.system_state.name
@@ -59,8 +61,10 @@ def update_document(paths: Paths, now: float | None = None, problems: "list[Prob
         findings = [finding for finding in findings if finding.id != "history-unwritable"]
         severity = "info" if is_as_it_should_be(error) else "warning"
         findings = worst_first([*findings, Finding("state-file-unwritable", "disk", severity, message, hint)])
-        document = build_document(facts, findings, previous)
-    return document
+        report = build_report(facts, findings, previous)
+    shelves = {"versions": facts.versions, "backups": facts.backups}
+    facts.memory.leave(paths, shelves, report.sections, stat, now)
+    return report
 
 
 def _find_remembered(facts: Facts, problems: "list[Problem] | None") -> list[Finding]:
@@ -79,8 +83,8 @@ def _find_remembered(facts: Facts, problems: "list[Problem] | None") -> list[Fin
     return list(find_remembered(facts, problems))
 
 
-def _record(facts: Facts, found: list[Finding], previous: Json) -> tuple[list[Finding], Json]:
-    """Findings and document, with what there is to say of the history, to which the report was added if it is news."""
+def _record(facts: Facts, found: list[Finding], previous: Json) -> tuple[list[Finding], Report]:
+    """Findings and report, with what there is to say of the history, to which the report was added if it is news."""
     paths = facts.paths
     name = paths.relative(paths.state_history)
     for _ in range(2):
@@ -89,11 +93,11 @@ def _record(facts: Facts, found: list[Finding], previous: Json) -> tuple[list[Fi
             message = f"{name} was damaged; it was set aside as {paths.state_history.name}.damaged and begun anew"
             hint = f"rm -r {quote(f'{paths.state_history}.damaged')}*"
             findings = worst_first([*findings, Finding("history-damaged", "disk", "warning", message, hint)])
-        document = build_document(facts, findings, previous)
+        report = build_report(facts, findings, previous)
         severity = "warning"
         try:
-            record(paths, document, text(facts.head.get("version")) or None, facts.now)
-            return findings, document
+            record(paths, report.sections, text(facts.head.get("version")) or None, facts.now, report.rows)
+            return findings, report
         except DamagedStateError as error:
             # It was set aside, and is begun anew in the second round; one of a newer toolkit stays.
             reason = error.message
@@ -109,7 +113,7 @@ def _record(facts: Facts, found: list[Finding], previous: Json) -> tuple[list[Fi
     hint = f"df -h {quote(str(paths.status))}; ls -ld {quote(str(paths.status))} {quote(str(paths.state_history))}*"
     problem = Finding("history-unwritable", "disk", severity, f"{name} could not be written: {reason}", hint)
     findings = worst_first([*findings, problem])
-    return findings, build_document(facts, findings, previous)
+    return findings, build_report(facts, findings, previous)
 
 
 def is_as_it_should_be(error: OSError) -> bool:
@@ -117,10 +121,10 @@ def is_as_it_should_be(error: OSError) -> bool:
     return error.errno == errno.EROFS and SANDBOX in os.environ
 
 
-def _read_previous(paths: Paths) -> Json:
-    """The last document; empty if there is none, or none that is of use, which is then set aside."""
+def _read_previous(paths: Paths, memory: ReportMemory) -> Json:
+    """The last document, if only in short; empty if there is none, or none that is of use, which is then set aside."""
     try:
-        return read_json(paths.system_state) or {}
+        return memory.previous(paths) or read_json(paths.system_state) or {}
     except DamagedStateError:
         # Where it fails another report was quicker, or the folder is closed: then writing fails too, and says so.
         with contextlib.suppress(OSError):
@@ -128,17 +132,17 @@ def _read_previous(paths: Paths) -> Json:
         return {}
 
 
-def build_document(facts: Facts, findings: list[Finding], previous: Json) -> Json:
-    """The document of ``facts``; a finding that stands in ``previous`` keeps its ``since``."""
+def build_report(facts: Facts, findings: list[Finding], previous: Json) -> Report:
+    """The report of ``facts``; a finding that stands in ``previous`` keeps its ``since``."""
     first: dict[str, str] = {}
     for finding in findings:
         first.setdefault(finding.category, finding.message)
-    return {
+    sections = {
         "schema_version": SCHEMA_VERSION,
         "last_updated": format_utc(facts.now),
         "verdict": verdict(findings),
         "current_model": {**_current_model(facts), "warning": first.get("model")},
-        "versions": [_version(tree) for tree in facts.kept_versions],
+        "versions": [],
         "config": {**_config(facts), "warning": first.get("config")},
         "training_status": _training_status(facts),
         "daemon_running": facts.daemon_running,
@@ -150,6 +154,7 @@ def build_document(facts: Facts, findings: list[Finding], previous: Json) -> Jso
         "pending": _pending(facts),
         "gpu": facts.gpu,
     }
+    return Report(sections, facts.versions.summary.rows)
 
 
 def _details(facts: Facts, findings: list[Finding], previous: Json) -> list[Json]:
@@ -170,11 +175,6 @@ def _details(facts: Facts, findings: list[Finding], previous: Json) -> list[Json
         }
         for finding in findings
     ]
-
-
-def to_gb(size: float) -> float:
-    """Bytes in GiB, to two places."""
-    return round(size / GIB, 2)
 
 
 def _current_model(facts: Facts) -> Json:
@@ -201,20 +201,10 @@ def _last_training(facts: Facts) -> str | None:
         seen.add(tree.id)
         if tree.metadata.get("kind") == "training":
             return tree.created_at()
-        tree = facts.version(tree.metadata.get("parent"))
+        tree = facts.versions.find(tree.metadata.get("parent"))
     if seen or not training_steps(facts):
         return None
     return format_utc(max(stat[1] for stat in facts.model_signature.values()) / 1e9)
-
-
-def _version(tree: SavedTree) -> Json:
-    return {
-        "id": tree.id,
-        "date": tree.created_at()[:10],
-        "description": text(tree.metadata.get("description")),
-        "training_steps": integer(tree.metadata.get("training_steps")),
-        "size_gb": to_gb(tree.size_bytes),
-    }
 
 
 def _config(facts: Facts) -> Json:
@@ -259,18 +249,11 @@ def _disk_space(facts: Facts) -> Json:
 
 def _storage(facts: Facts) -> Json:
     """What all versions and all backups take together; a file that several share by hard link counts once."""
-    backups = [tree.sizes for tree in facts.backups]
-    if facts.backup_folder != facts.paths.backups:
-        backups.append(list_sizes(facts.paths.backups))
     return {
-        "versions_gb": to_gb(_total([tree.sizes for tree in facts.versions])),
-        "backups_gb": to_gb(_total(backups)),
+        "versions_gb": to_gb(facts.versions.summary.bytes),
+        "backups_gb": to_gb(facts.backups.summary.bytes + facts.other_backup_bytes),
         "trash_gb": to_gb(facts.trash_bytes),
     }
-
-
-def _total(trees: list[dict[str, tuple[int, int]]]) -> int:
-    return sum({inode: size for sizes in trees for size, inode in sizes.values()}.values())
 
 
 def _pending(facts: Facts) -> list[str]:

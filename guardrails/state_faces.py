@@ -9,8 +9,8 @@ from pathlib import Path
 
 from guardrails.cli import print_json
 from guardrails.paths import Paths
-from guardrails.state import Json
 from guardrails.state_text import Look, Style, explanation_lines, report_lines, update_line, warning_lines
+from guardrails.state_values import Json
 
 STDOUT = "-"
 

@@ -15,7 +15,7 @@ from guardrails.errors import BusyError, DamagedStateError
 from guardrails.locks import FileLock
 from guardrails.paths import Paths
 from guardrails.state_io import SCHEMA_VERSION, read_json, remove_temporary_files, write_json
-from guardrails.state_parts import Json, Sign, dump_parts, sign, split
+from guardrails.state_parts import VERSIONS, Json, Rows, Sign, dump_parts, sign, split
 
 if TYPE_CHECKING:
     from guardrails.state_database import Database
@@ -31,8 +31,10 @@ def history_lock(paths: Paths) -> FileLock:
     return FileLock(paths.locks / "state_history.lock")
 
 
-def record(paths: Paths, document: Json, version: str | None, now: float) -> None:
+def record(paths: Paths, document: Json, version: str | None, now: float, rows: Rows | None = None) -> None:
     """A row for ``document`` unless the last one stands for it; ``version`` is what ``current_model/`` is.
+
+    ``rows`` is the list of versions where the document has none.
 
     Any number of reports at once each write theirs, and a kill leaves all rows or all but the one under way. A folder
     that is no base dir gets no history.
@@ -43,12 +45,13 @@ def record(paths: Paths, document: Json, version: str | None, now: float) -> Non
         BusyError: another process has held it all the while; the next report writes the row.
     """
     parts = {**split(document), "version": version}
-    new = sign(parts, int(now))
+    new = sign(parts, int(now), rows)
     last = _read_last(paths)
     if last is not None and new.is_covered_by(last):
         return
     if not paths.status.is_dir():
-        if not (document["config"]["exists"] or document["current_model"]["exists"] or document["versions"]):
+        is_fresh = not (document[VERSIONS] or (rows and rows.lines))
+        if is_fresh and not (document["config"]["exists"] or document["current_model"]["exists"]):
             return
         paths.status.mkdir(exist_ok=True)
     with history_lock(paths).hold("state history", WAIT_SECONDS):
@@ -61,6 +64,8 @@ def record(paths: Paths, document: Json, version: str | None, now: float) -> Non
             # Without the cache, after a kill above all, the last row itself says what it was.
             last = last or database.read_last_sign()
             if last is None or not new.is_covered_by(last):
+                if rows is not None:
+                    parts |= split({VERSIONS: rows.read()})
                 database.add(new.at, str(parts["verdict"]), version, dump_parts(parts), now)
                 last = new
         _write_last(paths, last)

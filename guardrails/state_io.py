@@ -52,8 +52,8 @@ def fsync_folder(folder: Path) -> None:
 
 def write_text(
     path: Path, text: str, mode: int = 0o644, *, through: Path | None = None, whatever_umask: bool = False
-) -> None:
-    """Replace ``path`` durably and in one step; a kill leaves the old file or the new one.
+) -> os.stat_result:
+    """Replace ``path`` durably and in one step; a kill leaves the old file or the new one. Returns the new one's stat.
 
     The temporary file is made beside it, or in the folder ``through`` of the same file system. One that a kill
     leaves behind is removed by the folder's owner through ``remove_temporary_files`` or ``remove_abandoned_files``.
@@ -67,16 +67,43 @@ def write_text(
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.rename(temporary, path)
+            os.rename(temporary, path)
+            # By the descriptor: the name may be another writer's by now.
+            status = os.fstat(file.fileno())
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+    return status
 
 
 def write_json(path: Path, document: Mapping[str, Any], *, through: Path | None = None) -> None:
     """Replace a state file durably and in one step."""
     write_text(path, dump_json(document) + "\n", through=through)
+
+
+def take_stat(status: os.stat_result) -> list[int]:
+    """What a file is known by: size, mtime_ns, ctime_ns and inode."""
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def replace_cache(path: Path, content: bytes) -> None:
+    """Replace a cache in one step, but not durably: its readers have to notice what a power cut left of it.
+
+    Raises:
+        OSError: it cannot be written, and is as it was.
+    """
+    temporary = path.parent / f"{path.name}.tmp-{os.getpid()}-{os.urandom(4).hex()}"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[file.write(rest) :]
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def append_lines(path: Path, text: str) -> None:

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from guardrails.cli import show_name, symbol
-from guardrails.state import Json
 from guardrails.state_text import COLOURS, Look, Style, describe_version
+from guardrails.state_values import Json
 from guardrails.state_words import group_digits, say_age, say_seconds
 from guardrails.terminal_text import DOTS, PLAIN_DOTS, count_cells, cut
 

@@ -6,13 +6,15 @@ Every report starts here, so this imports next to nothing.
 
 import json
 from binascii import crc32
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 Json = dict[str, Any]
 # name -> value; of a list with ids the parts ``LIST/ID``, and ``LIST`` itself, which says that there is such a list
 Parts = dict[str, Any]
 
-LISTS = ("versions", "warning_details")
+VERSIONS = "versions"
+LISTS = (VERSIONS, "warning_details")
 BY_ID = "by id"
 BY_MESSAGE = "by message"
 # Another in every report, or said by other parts.
@@ -67,6 +69,30 @@ def load_part(text: str) -> Any:
         return text
 
 
+class Rows(NamedTuple):
+    """The list of versions as lines of the document, and what it is known by: there may be thousands to read."""
+
+    lines: str = ""
+    checksum: str = ""
+
+    def read(self) -> list[Json]:
+        """The entries, as they stand in the document."""
+        entries: list[Json] = json.loads(f"[{self.lines}]")
+        return entries
+
+
+def make_rows(versions: Iterable[Json]) -> Rows:
+    """The list with these entries."""
+    entries = list(versions)
+    return Rows(
+        ",\n".join(f"    {json.dumps(entry)}" for entry in entries), _checksum_versions(split({VERSIONS: entries}))
+    )
+
+
+def _checksum_versions(parts: Parts) -> str:
+    return _checksum({name: value for name, value in parts.items() if name.startswith(f"{VERSIONS}/")})
+
+
 class Sign:
     """What one report's parts amount to, for telling whether a later report needs a row of its own."""
 
@@ -91,11 +117,14 @@ class Sign:
         return self.moving == last.moving and abs(self.free_gb - last.free_gb) < step
 
 
-def sign(parts: Parts, at: int) -> Sign:
-    """The sign of a report made at ``at``, in seconds since the epoch."""
-    settled, moving = {}, {}
+def sign(parts: Parts, at: int, rows: Rows | None = None) -> Sign:
+    """The sign of a report made at ``at``, in seconds since the epoch; ``rows`` where the parts have no versions."""
+    settled: Parts = {VERSIONS: rows.checksum if rows is not None else _checksum_versions(parts)}
+    moving: Parts = {}
     for name, value in parts.items():
-        if name in AT_ONCE or name.startswith("versions/"):
+        if name.startswith(f"{VERSIONS}/"):
+            continue
+        if name in AT_ONCE:
             settled[name] = value
             continue
         moving[name] = value

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from guardrails.cli import show_name, symbol
 from guardrails.findings import SEVERITIES
-from guardrails.state import Json
 from guardrails.state_text import COLOURS, Style, plain_style
+from guardrails.state_values import Json
 from guardrails.state_words import group_digits, say_age, say_seconds
 from guardrails.terminal_text import count_cells, cut, draw_bar, draw_curve
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from guardrails.cli import show_name, symbol
-from guardrails.state import Json
+from guardrails.state_values import Json
 
 COLOURS = {"critical": "red", "warning": "yellow", "info": "cyan", "ok": "green"}
 NO_WARNINGS = "no warnings"

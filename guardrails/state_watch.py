@@ -16,11 +16,11 @@ from types import FrameType, TracebackType
 from guardrails.errors import DamagedStateError, UsageError
 from guardrails.loss_curve import LossCurve
 from guardrails.paths import Paths
-from guardrails.state import Json, text
 from guardrails.state_document import update_document
 from guardrails.state_io import dump_json, read_json
 from guardrails.state_screen import Sight, draw_screen
 from guardrails.state_text import Style, plain_style
+from guardrails.state_values import Json, text
 
 LEAST_SECONDS, MOST_SECONDS = 0.2, 86400.0
 REST_FACTOR = 4.0

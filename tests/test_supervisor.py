@@ -148,10 +148,14 @@ def test_systemd_hears_of_the_daemon_and_a_hung_step_is_not_petted(
 
     box.drop("math.jsonl", rows=4000)
     box.wait_for_phase("importing")
-    petted = manager.count("WATCHDOG=1")
-    box.wait(lambda: manager.count("WATCHDOG=1") > petted + 3, "pets while nothing shows")
-    box.wait_for_phase("training", 3)
+    box.wait(box.workers, "the worker")
     (worker,) = box.workers()
+    os.kill(worker, signal.SIGSTOP)
+    petted = manager.count("WATCHDOG=1")
+    box.wait(lambda: manager.count("WATCHDOG=1") > petted + 5, "pets in a phase that may be silent")
+    assert box.progress()["phase"] == "importing"
+    os.kill(worker, signal.SIGCONT)
+    box.wait_for_phase("training", 3)
     assert b"NOTIFY_SOCKET" not in Path(f"/proc/{worker}/environ").read_bytes()
     petted = manager.count("WATCHDOG=1")
     box.wait(lambda: manager.count("WATCHDOG=1") > petted + 1, "pets at steps")

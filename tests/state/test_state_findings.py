@@ -13,9 +13,10 @@ import pytest
 
 from guardrails.findings import CATEGORIES, SEVERITIES, find
 from guardrails.paths import Paths
-from guardrails.state import GIB, Facts
+from guardrails.state import Facts
 from guardrails.state_document import update_document
 from guardrails.state_io import format_utc
+from guardrails.state_values import GIB
 from tests.state.building import BaseDir, Json, healthy
 
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from guardrails.findings import find
 from guardrails.nagios import status_line
 from guardrails.paths import CODE_DIR, Paths
-from guardrails.state import GIB, Facts
-from guardrails.state_document import build_document
+from guardrails.state import Facts
+from guardrails.state_document import build_report
+from guardrails.state_values import GIB
 from tests.state.building import SCRIPT, Json, healthy, run_tracker
 from tests.state.faces import is_alarm, read_nagios
 from tests.state.situations import ODD_NAME
@@ -29,7 +30,7 @@ def make_document(**changes: Any) -> Json:
     facts = Facts(Paths(Path("/nowhere")), 1_800_000_000)
     facts.queue = dict.fromkeys("high normal low processing completed failed skipped".split(), 0)
     facts.available_bytes, facts.used_bytes, facts.total_bytes = 812 * GIB, 188 * GIB, 1000 * GIB
-    return {**build_document(facts, [], {}), **changes}
+    return {**build_report(facts, [], {}).document, **changes}
 
 
 def finding(message: str, severity: str = "critical") -> Json:
@@ -87,8 +88,8 @@ def test_a_bug_is_unknown_and_keeps_its_traceback(tmp_path: Path) -> None:
     code = (
         "import runpy, sys\n"
         "import guardrails.state_document as module\n"
-        "def update_document(paths): raise ZeroDivisionError('a | b')\n"
-        "module.update_document = update_document\n"
+        "def update_report(paths): raise ZeroDivisionError('a | b')\n"
+        "module.update_report = update_report\n"
         f"sys.argv = ['state_tracker.py', '--nagios', '--base-dir', {str(tmp_path)!r}]\n"
         f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
     )

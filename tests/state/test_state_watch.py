@@ -115,8 +115,8 @@ def assert_shows(lines: list[str], document: Json) -> None:
         assert f"Loss: {training['loss']:.4g} from 6 at step 1" in text
     shown = {}
     for part in said["QUEUE"].replace("empty", "").split(", "):
-        count, _, state = part.partition(" ")
-        shown[state] = count
+        number, _, state = part.partition(" ")
+        shown[state] = number
     shown.pop("", None)
     assert shown == {state: f"{count:,}" for state, count in document["queue"].items() if count}
     assert said["DAEMON"] == ("Running" if document["daemon_running"] else "Stopped")

@@ -1,0 +1,304 @@
+"""All versions, or all backups of one folder: what they amount to, without reading again what did not change.
+
+A report takes the stat of every ``metadata.json``, by a path through ``model/``: so one that was edited, torn or
+removed shows at once, and so does a tree whose ``model/`` is gone. Of the newest trees, of damaged ones and of those
+that are watched it takes the stats of all files, and of the others of some; the next report goes on where it ended, so
+that each has its turn. What is not as it was is read anew.
+"""
+
+import json
+import os
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from re import Pattern
+from typing import NamedTuple
+
+from guardrails.paths import STAGE_PREFIX
+from guardrails.saved_trees import RECORD, SavedTree, look, looks_the_same, total_bytes
+from guardrails.shelf_cache import Columns, PackedCards, StoredShelf, Summary
+from guardrails.signature import is_settled
+from guardrails.state_io import take_stat
+from guardrails.state_parts import Rows, make_rows
+from guardrails.state_values import Json
+
+# Of so many trees at the end of a shelf each report looks at all files.
+NEWEST = 32
+# So many stats it takes of one shelf, those of metadata.json first, and at least so many of the rest.
+MOST_STATS = 4000
+LEAST_STATS = 300
+# So many stats are taken before one that fails is looked for.
+AT_A_TIME = 500
+# Of a tree whose metadata.json cannot be looked at; hash() never returns it.
+NO_MARK = -1
+NO_CONTENT = "-" * 16
+
+# An entry in the state document for a kept tree.
+Describe = Callable[[SavedTree], Json]
+# Trees of a shelf that matter more than others.
+Watch = Callable[["Shelf"], "Iterable[SavedTree | None]"]
+
+
+class Turn(NamedTuple):
+    """At which trees a report goes on to look at ``metadata.json``, and at all files."""
+
+    records: int = 0
+    files: int = 0
+
+
+class Shelf:
+    """The saved trees of one folder, oldest first, tombstones of removed versions included.
+
+    Only iterating reads all of them. ``is_new`` says that the next report should know what this one found; ``turn`` is
+    that report's.
+    """
+
+    def __init__(self, folder: Path, base: Path, stored: StoredShelf) -> None:
+        self.folder = folder
+        self.base = base
+        self.stored = stored
+        self.is_new = False
+        self.turn = Turn()
+        self._trees: dict[int, SavedTree] = {}
+
+    @property
+    def summary(self) -> Summary:
+        return self.stored.summary
+
+    @property
+    def ids(self) -> list[str]:
+        return self.stored.columns.ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[SavedTree]:
+        return map(self.load, range(len(self)))
+
+    def __reversed__(self) -> Iterator[SavedTree]:
+        return map(self.load, reversed(range(len(self))))
+
+    def load(self, index: int) -> SavedTree:
+        """One tree, from the cache if that has it."""
+        if index not in self._trees:
+            self._trees[index] = self._unpack(index, self.stored.cards[index])
+        return self._trees[index]
+
+    def load_all(self) -> list[SavedTree]:
+        """All trees, in one go."""
+        cards = self.stored.cards.read_all()
+        return [self._trees.get(index) or self._unpack(index, card) for index, card in enumerate(cards)]
+
+    def _unpack(self, index: int, card: bytes | None) -> SavedTree:
+        if card is None:
+            return look(self.ids[index], self.folder / self.ids[index], self.base)
+        return unpack(card, self.folder)
+
+    def find(self, identifier: object) -> SavedTree | None:
+        """The tree with that id."""
+        return self.load(self.ids.index(identifier)) if identifier in self.ids else None
+
+    def find_newest(self, *, kept: bool = False) -> SavedTree | None:
+        """The newest tree, or the newest that is no tombstone."""
+        return next((tree for tree in reversed(self) if not (kept and tree.removed)), None)
+
+    def list_damaged(self) -> list[SavedTree]:
+        return [self.load(index) for index in self.summary.damaged]
+
+    def list_copies(self, tree: SavedTree) -> list[SavedTree]:
+        """Trees that were verified, are not damaged, and by their metadata hold the very files of another one."""
+        if not tree.content:
+            return []
+        contents, width, found = self.stored.columns.contents, len(NO_CONTENT), []
+        at = contents.find(tree.content)
+        while at >= 0:
+            if at % width == 0:
+                found.append(self.load(at // width))
+            at = contents.find(tree.content, at + 1)
+        return found
+
+
+class Listing(NamedTuple):
+    """What the names in a folder say; ``mark`` is what its stat is known by, None while that is not sure to change."""
+
+    ids: list[str]
+    stages: list[str]
+    mark: int | None
+
+
+def empty_shelf(folder: Path, base: Path) -> Shelf:
+    return Shelf(folder, base, _store(folder, Listing([], [], None), [], None))
+
+
+def read_shelf(
+    folder: Path,
+    pattern: Pattern[str],
+    base: Path,
+    last: StoredShelf | None,
+    turn: Turn,
+    *,
+    describe: Describe | None = None,
+    watch: Watch = lambda _: (),
+    most_records: int = sys.maxsize,
+) -> Shelf:
+    """The trees in ``folder`` whose names match; none where there is no such folder.
+
+    ``last`` is what the last report knew of them. This one looks at all files of those that ``watch`` names, and no
+    further than at ``most_records`` metadata.json.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    shelf = Shelf(folder, base, last) if last and last.folder == str(folder) else empty_shelf(folder, base)
+    listing = _list_names(folder, pattern, shelf.stored)
+    if listing.ids != shelf.ids:
+        known = dict(zip(shelf.ids, shelf.load_all(), strict=True))
+        trees = [known.get(identifier) or _look_twice(identifier, folder, base) for identifier in listing.ids]
+        shelf = _replace(shelf, listing, trees, describe)
+    elif (listing.stages, listing.mark) != (shelf.stored.stages, shelf.stored.mark):
+        shelf.stored = shelf.stored._replace(stages=listing.stages, mark=listing.mark)
+        shelf.is_new = True
+    if not shelf.ids:
+        return shelf
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        suspects, turn = _find_suspects(shelf, descriptor, turn, watch, most_records)
+    finally:
+        os.close(descriptor)
+    changed = {}
+    for index in suspects:
+        tree = _look_twice(shelf.ids[index], folder, base)
+        if tree is None or pack(tree) != shelf.stored.cards[index]:
+            changed[index] = tree
+    if changed:
+        trees = [changed.get(index, tree) for index, tree in enumerate(shelf.load_all())]
+        shelf = _replace(shelf, listing, trees, describe)
+    shelf.turn = turn
+    return shelf
+
+
+def _list_names(folder: Path, pattern: Pattern[str], last: StoredShelf) -> Listing:
+    now_ns = time.time_ns()
+    try:
+        status = os.stat(folder)
+        mark = hash((status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
+        if mark == last.mark:
+            return Listing(last.columns.ids, last.stages, mark)
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except FileNotFoundError:
+        return Listing([], [], None)
+    ids = [entry.name for entry in entries if pattern.fullmatch(entry.name) and entry.is_dir()]
+    ids.sort(key=lambda identifier: int(identifier[1:]))
+    stages = [entry.name for entry in entries if entry.name.startswith(STAGE_PREFIX)]
+    return Listing(ids, stages, mark if is_settled(status.st_ctime_ns, now_ns) else None)
+
+
+def _look_twice(identifier: str, folder: Path, base: Path) -> SavedTree | None:
+    """One tree; None if it is not there any more."""
+    tree = look(identifier, folder / identifier, base)
+    if tree.problems:
+        # It may just have been removed or come into being.
+        tree = look(identifier, folder / identifier, base)
+        if not tree.folder.is_dir():
+            return None
+    return tree
+
+
+def _find_suspects(shelf: Shelf, descriptor: int, turn: Turn, watch: Watch, most_records: int) -> tuple[set[int], Turn]:
+    """The trees that are not as they were or were not sure; and the next report's turn."""
+    count = len(shelf)
+    at_once = {*range(max(0, count - NEWEST), count), *shelf.summary.damaged}
+    at_once |= {shelf.ids.index(tree.id) for tree in watch(shelf) if tree is not None}
+    records = range(count)
+    if count > most_records:
+        records = range(turn.records % count, turn.records % count + most_records)
+    suspects = {*shelf.stored.unsure, *_find_changed_records(shelf, descriptor, records)}
+    suspects |= {index for index in at_once - suspects if not looks_the_same(shelf.load(index), descriptor)}
+    left = max(LEAST_STATS, MOST_STATS - len(records))
+    others = (index % count for index in range(turn.files, turn.files + count))
+    for index in others:
+        if index in at_once or index in suspects:
+            continue
+        if left <= 0:
+            return suspects, Turn(records.stop % count, index)
+        tree = shelf.load(index)
+        left -= len(tree.seen)
+        if not looks_the_same(tree, descriptor):
+            suspects.add(index)
+    return suspects, Turn(records.stop % count, 0)
+
+
+def _find_changed_records(shelf: Shelf, descriptor: int, records: range) -> Iterator[int]:
+    """Indices of trees whose ``metadata.json`` is not as it was; ``records`` may go on from the last to the first."""
+    ids, marks, bare, count = shelf.ids, shelf.stored.columns.marks, set(shelf.stored.bare), len(shelf)
+    for start in range(0, len(records), AT_A_TIME):
+        part = [number % count for number in records[start : start + AT_A_TIME]]
+        paths = [f"{ids[index]}/{RECORD}" if index in bare else f"{ids[index]}/model/../{RECORD}" for index in part]
+        statuses = map(partial(os.stat, dir_fd=descriptor), paths)
+        try:
+            # Thousands of times: a function called for each would cost a fifth more.
+            now = [hash((s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)) for s in statuses]
+        except OSError:
+            now = [_mark_record(path, descriptor) for path in paths]
+        yield from (index for index, mark in zip(part, now, strict=True) if mark != marks[index])
+
+
+def _mark_record(path: str, descriptor: int) -> int:
+    try:
+        return hash(tuple(take_stat(os.stat(path, dir_fd=descriptor))))
+    except OSError:
+        return NO_MARK
+
+
+def _replace(shelf: Shelf, listing: Listing, trees: Iterable[SavedTree | None], describe: Describe | None) -> Shelf:
+    """A shelf with these trees; one of them that went away after it was listed is left out."""
+    kept = [tree for tree in trees if tree is not None]
+    replaced = Shelf(shelf.folder, shelf.base, _store(shelf.folder, listing, kept, describe))
+    replaced.is_new = True
+    return replaced
+
+
+def _store(folder: Path, listing: Listing, trees: list[SavedTree], describe: Describe | None) -> StoredShelf:
+    """What the next report, and the rest of this one, need of some trees."""
+    kept = [tree for tree in trees if not tree.removed]
+    whole = len(trees) == len(listing.ids)
+    return StoredShelf(
+        folder=str(folder),
+        mark=listing.mark if whole else None,
+        stages=listing.stages,
+        unsure=[index for index, tree in enumerate(trees) if not tree.is_sure],
+        bare=[index for index, tree in enumerate(trees) if "model/" not in tree.seen],
+        columns=Columns(
+            [tree.id for tree in trees],
+            array("q", [hash(tuple(tree.seen[RECORD])) if RECORD in tree.seen else NO_MARK for tree in trees]),
+            "".join(tree.content if tree.is_verified and not tree.problems else NO_CONTENT for tree in trees),
+        ),
+        summary=Summary(
+            kept=len(kept),
+            bytes=total_bytes(trees),
+            damaged=[index for index, tree in enumerate(trees) if tree.problems],
+            rows=make_rows(map(describe, kept)) if describe else Rows(),
+        ),
+        cards=PackedCards([pack(tree) for tree in trees]),
+    )
+
+
+def pack(tree: SavedTree) -> bytes:
+    """All that is known of a tree, but the folder it lies in."""
+    if tree.card is None:
+        values = (tree.id, tree.metadata, tree.content, tree.problems, tree.removed, tree.is_sure, tree.seen)
+        tree.card = json.dumps(values, separators=(",", ":")).encode("ascii")
+    return tree.card
+
+
+def unpack(card: bytes, folder: Path) -> SavedTree:
+    """The tree that ``pack`` packed."""
+    identifier, *values = json.loads(card)
+    tree = SavedTree(identifier, folder / identifier)
+    tree.metadata, tree.content, tree.problems, tree.removed, tree.is_sure, tree.seen = values
+    tree.card = card
+    return tree
