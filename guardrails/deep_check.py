@@ -24,7 +24,7 @@ from guardrails.deep_ledgers import (
     examine_queue,
     find_gone_versions,
 )
-from guardrails.deep_record import Problem, read_problems, read_times, write_problems, write_times
+from guardrails.deep_record import Problem, limit_problems, read_problems, read_times, write_problems, write_times
 from guardrails.deep_trees import (
     BASE_MODEL,
     DATA,
@@ -45,8 +45,9 @@ from guardrails.queue_records import list_names
 from guardrails.state_io import utc_now
 from guardrails.version_records import is_kept, list_version_ids
 
-# A check that is killed has verified for nothing what it read since.
+# A check that is killed has verified for nothing what it read since, and damage that it found is known this soon.
 FLUSH_SECONDS = 10.0
+NEWS_SECONDS = 1.0
 
 
 class Outcome(NamedTuple):
@@ -89,7 +90,7 @@ def check_deeply(paths: Paths) -> Outcome:
                     read[check.kind] = read.get(check.kind, 0) + 1
             ledger.drop_all_but({check.name for check in _list_checks(paths, reader)})
         finally:
-            ledger.save_times()
+            ledger.save()
     return Outcome(read, reader.read_bytes, time.monotonic() - started, ledger.problems)
 
 
@@ -114,43 +115,50 @@ class _Ledger:
 
     def __init__(self, paths: Paths) -> None:
         self.paths = paths
-        self.problems = read_problems(paths)
+        self.found: dict[str, list[Problem]] = {}
+        for problem in read_problems(paths):
+            self.found.setdefault(problem.check, []).append(problem)
         self.times = read_times(paths)
         self.saved_at = time.monotonic()
+        self.news_at: float | None = None
+
+    @property
+    def problems(self) -> list[Problem]:
+        return limit_problems(problem for found in self.found.values() for problem in found)
 
     def settle(self, name: str, found: list[Problem]) -> None:
         """``found`` is all that is wrong with what the check ``name`` looked at."""
         self.times[name] = utc_now()
-        self._replace([problem for problem in self.problems if problem.check != name] + found)
-        if time.monotonic() - self.saved_at > FLUSH_SECONDS:
-            self.save_times()
+        self._replace(name, found)
 
     def settle_unread(self, name: str, error: OSError) -> None:
         """What was known of it stands, and it could not be read this time."""
         finding = "deep-check-incomplete"
+        known = [problem for problem in self.found.get(name, []) if problem.finding != finding]
         words = f"{name}: {error.strerror or error}"
-        known = [problem for problem in self.problems if (problem.check, problem.finding) != (name, finding)]
-        self._replace([*known, make_problem(self.paths, name, finding, words)])
+        self._replace(name, [*known, make_problem(self.paths, name, finding, words)])
 
     def drop_all_but(self, names: set[str]) -> None:
         """Forget what is not there to be checked any more."""
         self.times = {name: at for name, at in self.times.items() if name in names}
-        self._replace([problem for problem in self.problems if problem.check in names])
+        self.found = {name: found for name, found in self.found.items() if name in names}
 
-    def _replace(self, problems: list[Problem]) -> None:
-        if problems != self.problems:
-            self.problems = problems
-            self._write(partial(write_problems, self.paths, problems))
+    def _replace(self, name: str, found: list[Problem]) -> None:
+        now = time.monotonic()
+        if found != self.found.get(name, []):
+            self.news_at = self.news_at or now
+        self.found[name] = found
+        if now - self.saved_at > FLUSH_SECONDS or (self.news_at and now - self.news_at > NEWS_SECONDS):
+            self.save()
 
-    def save_times(self) -> None:
-        self._write(partial(write_times, self.paths, self.times))
-        self.saved_at = time.monotonic()
-
-    def _write(self, write: Callable[[], None]) -> None:
-        # In a folder that is no base dir nothing is made; a disk that takes nothing is a finding of the report.
+    def save(self) -> None:
+        """On a disk that takes nothing, nothing is remembered; that is a finding of the report."""
+        # In a folder that is no base dir nothing is made.
         if self.paths.status.is_dir():
             with suppress(OSError):
-                write()
+                write_problems(self.paths, self.problems)
+                write_times(self.paths, self.times)
+        self.saved_at, self.news_at = time.monotonic(), None
 
 
 def _plan(paths: Paths, reader: Reader, times: dict[str, str]) -> list[Check]:

@@ -104,14 +104,20 @@ def read_times(paths: Paths) -> dict[str, str]:
     return {name: at for name, at in times.items() if isinstance(at, str)}
 
 
-def write_problems(paths: Paths, problems: Iterable[Problem]) -> None:
-    """Replace what is remembered."""
+def limit_problems(problems: Iterable[Problem]) -> list[Problem]:
+    """The first of each kind: what one run tells, and what later reports know of."""
     counts: dict[str, int] = {}
     kept = []
     for problem in problems:
         counts[problem.finding] = counts.get(problem.finding, 0) + 1
         if counts[problem.finding] <= MOST_OF_A_KIND:
-            kept.append(problem._asdict())
+            kept.append(problem)
+    return kept
+
+
+def write_problems(paths: Paths, problems: Iterable[Problem]) -> None:
+    """Replace what is remembered."""
+    kept = [problem._asdict() for problem in limit_problems(problems)]
     write_json(paths.deep_check, {"schema_version": SCHEMA_VERSION, "problems": kept})
 
 

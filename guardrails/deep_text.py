@@ -9,6 +9,7 @@ from guardrails.state_text import update_line
 from guardrails.state_values import Json
 
 MEGABYTE = 1 << 20
+MOST_FINDINGS = 20
 
 
 def deep_check_lines(outcome: Outcome, document: Json, said: str | None = None) -> Iterator[str]:
@@ -20,9 +21,11 @@ def deep_check_lines(outcome: Outcome, document: Json, said: str | None = None) 
     cost = f"{outcome.read_bytes / MEGABYTE:.1f} MB, {outcome.seconds:.1f} s"
     yield f"read in full: {', '.join(counts) or 'nothing'} ({cost})"
     found = [detail for detail in document["warning_details"] if detail["id"].partition(":")[0] in KINDS]
-    for detail in found:
+    for detail in found[:MOST_FINDINGS]:
         yield show_name(f"[{detail['category']}] {detail['message']}")
         yield show_name(f"   Fix: {detail['hint']}")
+    if len(found) > MOST_FINDINGS:
+        yield f"{len(found) - MOST_FINDINGS} more: python3 state_tracker.py --check"
     if not found:
         yield "all is as it was saved"
     yield update_line(document, None, said)
