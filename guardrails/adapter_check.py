@@ -119,7 +119,7 @@ def read_header(path: Path) -> list[Tensor]:
 
 def _find_odd_shapes(tensors: list[Tensor], settings: dict[str, Any]) -> Iterator[str]:
     pairs = _pair(tensors)
-    if not pairs:
+    if not any("lora_" in tensor.name for tensor in tensors):
         yield f"{WEIGHTS} holds no LoRA weights"
     rank = None if settings.get("rank_pattern") else settings.get("r")
     for module, pair in pairs.items():

@@ -343,6 +343,31 @@ def test_a_damaged_file_that_was_written_to_stays_reported_until_it_is_read(box:
     assert deep_findings(box) == {}
 
 
+def test_a_file_that_another_took_the_place_of_is_not_called_damaged(box: Verifiable) -> None:
+    path = box.base / version(1)
+    shutil.copy2(path, box.base / "good")
+    flip_byte(path)
+    assert "version-bytes-damaged:v001" in deep_findings(box)
+    os.replace(box.base / "good", path)
+    assert later_findings(box) == {}
+
+
+def test_damage_is_known_to_other_reports_before_the_check_has_ended(
+    box: Verifiable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip_byte(box.base / version(2))
+    monkeypatch.setattr(deep_check, "NEWS_SECONDS", -1.0)
+    read, known = Reader.__call__, []
+
+    def look(reader: Reader, path: Path) -> str:
+        known.extend(problem.subject for problem in read_problems(box.paths) if "v001" in str(path))
+        return read(reader, path)
+
+    monkeypatch.setattr(Reader, "__call__", look)
+    check_deeply(box.paths)
+    assert set(known) == {"v002"}
+
+
 def test_a_new_link_to_a_damaged_file_does_not_hide_it(box: Verifiable) -> None:
     path = box.base / version(1)
     flip_byte(path)
