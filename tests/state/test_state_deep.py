@@ -357,7 +357,8 @@ def test_damage_is_known_to_other_reports_before_the_check_has_ended(
 ) -> None:
     flip_byte(box.base / version(2))
     monkeypatch.setattr(deep_check, "NEWS_SECONDS", -1.0)
-    read, known = Reader.__call__, []
+    read = Reader.__call__
+    known: list[str] = []
 
     def look(reader: Reader, path: Path) -> str:
         known.extend(problem.subject for problem in read_problems(box.paths) if "v001" in str(path))
