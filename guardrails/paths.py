@@ -41,7 +41,7 @@ class Paths:
         self.deep_check_times = self.status / "deep_check_times.json"
         self.alerts = self.status / "alerts.json"
         self.saved_trees = self.status / "saved_trees.cache"
-        self.report_memory = self.status / "report_memory.json"
+        self.report_cache = self.status / "report.cache"
         self.state_history = self.status / "state_history.db"
         self.state_history_last = self.status / "state_history_last.json"
         self.runs = base_dir / "runs"

@@ -1,10 +1,12 @@
 """What one report leaves to the next, so that it need not find it out again. All of it may be lost at any time.
 
-``status/saved_trees.cache`` is written when a version or backup changed, ``status/report_memory.json`` by every report;
-neither is durable.
+``status/saved_trees.cache`` is written when a version or backup changed, ``status/report.cache`` by every report: a
+CRC-32 in hex, a space, and JSON. Neither is durable.
 """
 
+import json
 import os
+from binascii import crc32
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,12 +14,11 @@ from time import time_ns
 from typing import TypeVar
 
 from guardrails import __version__
-from guardrails.errors import DamagedStateError
 from guardrails.paths import CODE_DIR, Paths
 from guardrails.shelf import Shelf, Turn
 from guardrails.shelf_cache import StoredShelf, load_shelves, save_shelves
 from guardrails.signature import is_settled
-from guardrails.state_io import SCHEMA_VERSION, dump_json, read_json, remove_abandoned_files, replace_cache, take_stat
+from guardrails.state_io import dump_json, remove_abandoned_files, replace_cache, take_stat
 from guardrails.state_values import Json, integer
 
 # What is remembered was found by these, so that an upgrade forgets it.
@@ -61,7 +62,6 @@ class ReportMemory:
         """Write what the next report may use; ``stat`` is that of the state file with ``document`` in it."""
         details = [{"id": detail["id"], "since": detail["since"]} for detail in document["warning_details"]]
         left = {
-            "schema_version": SCHEMA_VERSION,
             "stamp": self._stamp,
             "turns": {name: shelf.turn for name, shelf in shelves.items()},
             "answers": self._answers,
@@ -73,19 +73,21 @@ class ReportMemory:
             if any(shelf.is_new for shelf in shelves.values()):
                 save_shelves(paths.saved_trees, self._stamp, {**self.shelves, **known})
                 remove_abandoned_files(paths.saved_trees, now)
-            replace_cache(paths.report_memory, dump_json(left, indent=None).encode("ascii"))
-            remove_abandoned_files(paths.report_memory, now)
+            content = dump_json(left, indent=None).encode("ascii")
+            replace_cache(paths.report_cache, b"%08x %b" % (crc32(content), content))
+            remove_abandoned_files(paths.report_cache, now)
 
 
 def recall(paths: Paths) -> ReportMemory:
     """What the last report left; nothing of what another state of the toolkit's code found out."""
     stamp = _stamp()
     known: Json = {}
-    with suppress(DamagedStateError):
-        known = read_json(paths.report_memory) or {}
-    if known.get("stamp") != stamp:
-        known = {}
-    return ReportMemory(known, stamp, load_shelves(paths.saved_trees, stamp))
+    with suppress(OSError, ValueError, RecursionError):
+        content = paths.report_cache.read_bytes()
+        if content[:9] == b"%08x " % crc32(content[9:]):
+            known = {"left": json.loads(content[9:])}
+    left = _section(known, "left")
+    return ReportMemory(left if left.get("stamp") == stamp else {}, stamp, load_shelves(paths.saved_trees, stamp))
 
 
 def mark_folders(folders: Iterable[Path]) -> list[int] | None:

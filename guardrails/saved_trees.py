@@ -42,11 +42,11 @@ class SavedTree:
     report has to look at everything again, because something could not be read or was changed just now.
     """
 
-    __slots__ = ("card", "content", "folder", "id", "is_sure", "metadata", "problems", "removed", "seen")
+    __slots__ = ("card", "content", "id", "is_sure", "line", "metadata", "parent", "problems", "removed", "seen")
 
-    def __init__(self, identifier: str, folder: Path) -> None:
+    def __init__(self, identifier: str, parent: Path) -> None:
         self.id = identifier
-        self.folder = folder
+        self.parent = parent
         self.metadata: Json = {}
         # Stands for the set of paths and hashes in the metadata.
         self.content = ""
@@ -54,8 +54,14 @@ class SavedTree:
         self.removed = False
         self.seen: Seen = {}
         self.is_sure = False
+        # Its entry in the state document, as text.
+        self.line = ""
         # All this as the cache has it, once it was asked for.
         self.card: bytes | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.parent / self.id
 
     def list_files(self) -> Iterator[tuple[str, int, int]]:
         """Path, bytes and inode of each of its files."""
@@ -91,9 +97,10 @@ class SavedTree:
             return format_utc(0)
 
 
-def look(identifier: str, folder: Path, base: Path) -> SavedTree:
-    """Read the metadata of one tree and hold names and sizes of its files against it."""
-    tree = SavedTree(identifier, folder)
+def look(identifier: str, parent: Path, base: Path) -> SavedTree:
+    """Read the metadata of one tree in ``parent`` and hold names and sizes of its files against it."""
+    tree = SavedTree(identifier, parent)
+    folder = tree.folder
     now_ns = time.time_ns()
     # The stats before what they stand for, so that whatever changes meanwhile shows in the next ones.
     tree.seen, is_whole = _take_stats(folder)

@@ -22,7 +22,7 @@ from guardrails.saved_trees import RECORD, SavedTree, look, looks_the_same, tota
 from guardrails.shelf_cache import Columns, PackedCards, StoredShelf, Summary
 from guardrails.signature import is_settled
 from guardrails.state_io import take_stat
-from guardrails.state_parts import Rows, make_rows
+from guardrails.state_parts import make_line, make_rows
 from guardrails.state_values import Json
 
 # Of so many trees at the end of a shelf each report looks at all files.
@@ -36,17 +36,41 @@ AT_A_TIME = 500
 NO_MARK = -1
 NO_CONTENT = "-" * 16
 
-# An entry in the state document for a kept tree.
+# Makes the entry of a tree in the state document.
 Describe = Callable[[SavedTree], Json]
 # Trees of a shelf that matter more than others.
 Watch = Callable[["Shelf"], "Iterable[SavedTree | None]"]
 
 
+class Place(NamedTuple):
+    """Where the trees of a shelf lie, how their names look, and how to describe a kept one in the state document."""
+
+    folder: Path
+    pattern: Pattern[str]
+    base: Path
+    describe: Describe | None = None
+
+    def look(self, identifier: str) -> SavedTree:
+        """One tree, as it is now."""
+        tree = look(identifier, self.folder, self.base)
+        if self.describe and not tree.removed:
+            tree.line = make_line(self.describe(tree))
+        return tree
+
+
 class Turn(NamedTuple):
-    """At which trees a report goes on to look at ``metadata.json``, and at all files."""
+    """At which tree a report goes on to look at ``metadata.json``, and at which one to look at all files."""
 
     records: int = 0
     files: int = 0
+
+
+class Listing(NamedTuple):
+    """What a folder holds; ``mark`` is what its stat is known by, None while a change might not show in that."""
+
+    ids: list[str]
+    stages: list[str]
+    mark: int | None
 
 
 class Shelf:
@@ -56,9 +80,9 @@ class Shelf:
     that report's.
     """
 
-    def __init__(self, folder: Path, base: Path, stored: StoredShelf) -> None:
-        self.folder = folder
-        self.base = base
+    def __init__(self, place: Place, stored: StoredShelf) -> None:
+        self.place = place
+        self.folder = place.folder
         self.stored = stored
         self.is_new = False
         self.turn = Turn()
@@ -84,18 +108,19 @@ class Shelf:
     def load(self, index: int) -> SavedTree:
         """One tree, from the cache if that has it."""
         if index not in self._trees:
-            self._trees[index] = self._unpack(index, self.stored.cards[index])
+            card = self.stored.cards[index]
+            self._trees[index] = self.look(index) if card is None else unpack([card], self.folder)[0]
         return self._trees[index]
 
     def load_all(self) -> list[SavedTree]:
         """All trees, in one go."""
         cards = self.stored.cards.read_all()
-        return [self._trees.get(index) or self._unpack(index, card) for index, card in enumerate(cards)]
+        trees = iter(unpack([card for card in cards if card is not None], self.folder))
+        return [next(trees) if card is not None else self.look(index) for index, card in enumerate(cards)]
 
-    def _unpack(self, index: int, card: bytes | None) -> SavedTree:
-        if card is None:
-            return look(self.ids[index], self.folder / self.ids[index], self.base)
-        return unpack(card, self.folder)
+    def look(self, index: int) -> SavedTree:
+        """One tree, as it is now."""
+        return self.place.look(self.ids[index])
 
     def find(self, identifier: object) -> SavedTree | None:
         """The tree with that id."""
@@ -109,7 +134,7 @@ class Shelf:
         return [self.load(index) for index in self.summary.damaged]
 
     def list_copies(self, tree: SavedTree) -> list[SavedTree]:
-        """Trees that were verified, are not damaged, and by their metadata hold the very files of another one."""
+        """Backups that are not damaged and by their metadata hold the very files of ``tree``."""
         if not tree.content:
             return []
         contents, width, found = self.stored.columns.contents, len(NO_CONTENT), []
@@ -121,88 +146,77 @@ class Shelf:
         return found
 
 
-class Listing(NamedTuple):
-    """What the names in a folder say; ``mark`` is what its stat is known by, None while that is not sure to change."""
-
-    ids: list[str]
-    stages: list[str]
-    mark: int | None
-
-
-def empty_shelf(folder: Path, base: Path) -> Shelf:
-    return Shelf(folder, base, _store(folder, Listing([], [], None), [], None))
+def empty_shelf(place: Place) -> Shelf:
+    return Shelf(place, _store(place.folder, Listing([], [], None), []))
 
 
 def read_shelf(
-    folder: Path,
-    pattern: Pattern[str],
-    base: Path,
+    place: Place,
     last: StoredShelf | None,
     turn: Turn,
     *,
-    describe: Describe | None = None,
     watch: Watch = lambda _: (),
     most_records: int = sys.maxsize,
 ) -> Shelf:
-    """The trees in ``folder`` whose names match; none where there is no such folder.
+    """The trees of a place; none where there is no such folder.
 
-    ``last`` is what the last report knew of them. This one looks at all files of those that ``watch`` names, and no
-    further than at ``most_records`` metadata.json.
+    ``last`` is what the last report knew of them. This one looks at all files of those that ``watch`` names, and at
+    ``most_records`` metadata.json at most.
 
     Raises:
         OSError: the folder cannot be listed.
     """
-    shelf = Shelf(folder, base, last) if last and last.folder == str(folder) else empty_shelf(folder, base)
-    listing = _list_names(folder, pattern, shelf.stored)
+    shelf = Shelf(place, last) if last and last.folder == str(place.folder) else empty_shelf(place)
+    listing = _list_names(place, shelf.stored)
     if listing.ids != shelf.ids:
         known = dict(zip(shelf.ids, shelf.load_all(), strict=True))
-        trees = [known.get(identifier) or _look_twice(identifier, folder, base) for identifier in listing.ids]
-        shelf = _replace(shelf, listing, trees, describe)
+        trees = [known.get(identifier) or _look_twice(place, identifier) for identifier in listing.ids]
+        shelf = _make_shelf(place, listing, trees)
     elif (listing.stages, listing.mark) != (shelf.stored.stages, shelf.stored.mark):
         shelf.stored = shelf.stored._replace(stages=listing.stages, mark=listing.mark)
         shelf.is_new = True
     if not shelf.ids:
         return shelf
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(place.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         suspects, turn = _find_suspects(shelf, descriptor, turn, watch, most_records)
     finally:
         os.close(descriptor)
     changed = {}
     for index in suspects:
-        tree = _look_twice(shelf.ids[index], folder, base)
+        tree = _look_twice(place, shelf.ids[index])
         if tree is None or pack(tree) != shelf.stored.cards[index]:
             changed[index] = tree
     if changed:
         trees = [changed.get(index, tree) for index, tree in enumerate(shelf.load_all())]
-        shelf = _replace(shelf, listing, trees, describe)
+        shelf = _make_shelf(place, listing, trees)
     shelf.turn = turn
     return shelf
 
 
-def _list_names(folder: Path, pattern: Pattern[str], last: StoredShelf) -> Listing:
+def _list_names(place: Place, last: StoredShelf) -> Listing:
     now_ns = time.time_ns()
     try:
-        status = os.stat(folder)
+        status = os.stat(place.folder)
         mark = hash((status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
         if mark == last.mark:
             return Listing(last.columns.ids, last.stages, mark)
-        with os.scandir(folder) as found:
+        with os.scandir(place.folder) as found:
             entries = list(found)
     except FileNotFoundError:
         return Listing([], [], None)
-    ids = [entry.name for entry in entries if pattern.fullmatch(entry.name) and entry.is_dir()]
+    ids = [entry.name for entry in entries if place.pattern.fullmatch(entry.name) and entry.is_dir()]
     ids.sort(key=lambda identifier: int(identifier[1:]))
     stages = [entry.name for entry in entries if entry.name.startswith(STAGE_PREFIX)]
     return Listing(ids, stages, mark if is_settled(status.st_ctime_ns, now_ns) else None)
 
 
-def _look_twice(identifier: str, folder: Path, base: Path) -> SavedTree | None:
+def _look_twice(place: Place, identifier: str) -> SavedTree | None:
     """One tree; None if it is not there any more."""
-    tree = look(identifier, folder / identifier, base)
+    tree = place.look(identifier)
     if tree.problems:
         # It may just have been removed or come into being.
-        tree = look(identifier, folder / identifier, base)
+        tree = place.look(identifier)
         if not tree.folder.is_dir():
             return None
     return tree
@@ -254,21 +268,18 @@ def _mark_record(path: str, descriptor: int) -> int:
         return NO_MARK
 
 
-def _replace(shelf: Shelf, listing: Listing, trees: Iterable[SavedTree | None], describe: Describe | None) -> Shelf:
-    """A shelf with these trees; one of them that went away after it was listed is left out."""
-    kept = [tree for tree in trees if tree is not None]
-    replaced = Shelf(shelf.folder, shelf.base, _store(shelf.folder, listing, kept, describe))
-    replaced.is_new = True
-    return replaced
+def _make_shelf(place: Place, listing: Listing, trees: Iterable[SavedTree | None]) -> Shelf:
+    """A shelf of these trees; one of them that went away after it was listed is left out."""
+    shelf = Shelf(place, _store(place.folder, listing, [tree for tree in trees if tree is not None]))
+    shelf.is_new = True
+    return shelf
 
 
-def _store(folder: Path, listing: Listing, trees: list[SavedTree], describe: Describe | None) -> StoredShelf:
+def _store(folder: Path, listing: Listing, trees: list[SavedTree]) -> StoredShelf:
     """What the next report, and the rest of this one, need of some trees."""
-    kept = [tree for tree in trees if not tree.removed]
-    whole = len(trees) == len(listing.ids)
     return StoredShelf(
         folder=str(folder),
-        mark=listing.mark if whole else None,
+        mark=listing.mark if len(trees) == len(listing.ids) else None,
         stages=listing.stages,
         unsure=[index for index, tree in enumerate(trees) if not tree.is_sure],
         bare=[index for index, tree in enumerate(trees) if "model/" not in tree.seen],
@@ -278,10 +289,10 @@ def _store(folder: Path, listing: Listing, trees: list[SavedTree], describe: Des
             "".join(tree.content if tree.is_verified and not tree.problems else NO_CONTENT for tree in trees),
         ),
         summary=Summary(
-            kept=len(kept),
+            kept=sum(not tree.removed for tree in trees),
             bytes=total_bytes(trees),
             damaged=[index for index, tree in enumerate(trees) if tree.problems],
-            rows=make_rows(map(describe, kept)) if describe else Rows(),
+            rows=make_rows([tree.line for tree in trees if tree.line]),
         ),
         cards=PackedCards([pack(tree) for tree in trees]),
     )
@@ -290,15 +301,18 @@ def _store(folder: Path, listing: Listing, trees: list[SavedTree], describe: Des
 def pack(tree: SavedTree) -> bytes:
     """All that is known of a tree, but the folder it lies in."""
     if tree.card is None:
-        values = (tree.id, tree.metadata, tree.content, tree.problems, tree.removed, tree.is_sure, tree.seen)
+        values = (tree.id, tree.metadata, tree.content, tree.problems, tree.removed, tree.is_sure, tree.line, tree.seen)
         tree.card = json.dumps(values, separators=(",", ":")).encode("ascii")
     return tree.card
 
 
-def unpack(card: bytes, folder: Path) -> SavedTree:
-    """The tree that ``pack`` packed."""
-    identifier, *values = json.loads(card)
-    tree = SavedTree(identifier, folder / identifier)
-    tree.metadata, tree.content, tree.problems, tree.removed, tree.is_sure, tree.seen = values
-    tree.card = card
-    return tree
+def unpack(cards: Iterable[bytes], folder: Path) -> list[SavedTree]:
+    """The trees that ``pack`` packed."""
+    cards = list(cards)
+    trees = []
+    for card, (identifier, *values) in zip(cards, json.loads(b"[%b]" % b",".join(cards)), strict=True):
+        tree = SavedTree(identifier, folder)
+        tree.metadata, tree.content, tree.problems, tree.removed, tree.is_sure, tree.line, tree.seen = values
+        tree.card = card
+        trees.append(tree)
+    return trees

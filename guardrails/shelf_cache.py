@@ -170,7 +170,7 @@ def save_shelves(path: Path, stamp: str, shelves: Mapping[str, StoredShelf]) -> 
             ends.append(position)
         summary = shelf.summary._asdict()
         rows = summary.pop("rows")
-        texts = (" ".join(shelf.columns.ids), shelf.columns.contents, rows.lines)
+        texts = (" ".join(shelf.columns.ids), shelf.columns.contents, rows.text)
         ids, contents, lines = (text.encode("ascii") for text in texts)
         parts = [ids, shelf.columns.marks.tobytes(), contents, ends.tobytes(), lines]
         columns += parts

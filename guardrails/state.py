@@ -8,7 +8,6 @@ import json
 import os
 import stat
 from pathlib import Path
-from re import Pattern
 from typing import Any
 
 from guardrails.digest import digest
@@ -17,7 +16,7 @@ from guardrails.locks import read_holder
 from guardrails.paths import BACKUP_ID, QUEUE_STATES, STAGE_PREFIX, VERSION_ID, Paths
 from guardrails.report_memory import ReportMemory, mark_folders, recall
 from guardrails.saved_trees import SavedTree, describe
-from guardrails.shelf import Shelf, empty_shelf, read_shelf
+from guardrails.shelf import Place, Shelf, empty_shelf, read_shelf
 from guardrails.signature import Signature, take_model_signature, take_signature
 from guardrails.state_io import read_json
 from guardrails.state_values import Json, integer, text
@@ -59,8 +58,8 @@ class Facts:
         self.config_parses = False
         self.lock: Json = {}
 
-        self.versions = empty_shelf(paths.versions, paths.base)
-        self.backups = empty_shelf(paths.backups, paths.base)
+        self.versions = empty_shelf(Place(paths.versions, VERSION_ID, paths.base))
+        self.backups = empty_shelf(Place(paths.backups, BACKUP_ID, paths.base))
         self.backup_folder = paths.backups
         # What lies in models/backups/ while backup_dir is another folder.
         self.other_backup_bytes = 0
@@ -272,15 +271,13 @@ def _resolve(paths: Paths, value: str) -> Path:
 def _read_saved(facts: Facts) -> None:
     """Versions, backups and trash, as far as they are not as the last report knew them."""
     paths = facts.paths
-    facts.versions = _read_shelf(
-        facts, "versions", paths.versions, VERSION_ID, describe=describe, watch=lambda shelf: [facts.find_head(shelf)]
-    )
+    place = Place(paths.versions, VERSION_ID, paths.base, describe)
+    facts.versions = _read_shelf(facts, "versions", place, watch=lambda shelf: [facts.find_head(shelf)])
     head = facts.head_version
     facts.backups = _read_shelf(
         facts,
         "backups",
-        facts.backup_folder,
-        BACKUP_ID,
+        Place(facts.backup_folder, BACKUP_ID, paths.base),
         watch=lambda shelf: shelf.list_copies(head) if head else [],
         most_records=max(LEAST_RECORDS, MOST_RECORDS - len(facts.versions)),
     )
@@ -294,13 +291,12 @@ def _read_saved(facts: Facts) -> None:
     facts.trash_bytes = _count_bytes(facts, paths.trash)
 
 
-def _read_shelf(facts: Facts, name: str, folder: Path, pattern: Pattern[str], **how: Any) -> Shelf:
-    memory, base = facts.memory, facts.paths.base
+def _read_shelf(facts: Facts, name: str, place: Place, **how: Any) -> Shelf:
     try:
-        return read_shelf(folder, pattern, base, memory.shelves.get(name), memory.turn(name), **how)
+        return read_shelf(place, facts.memory.shelves.get(name), facts.memory.turn(name), **how)
     except OSError as error:
-        facts.note_unreadable(folder, error)
-        return empty_shelf(folder, base)
+        facts.note_unreadable(place.folder, error)
+        return empty_shelf(place)
 
 
 def _count_bytes(facts: Facts, folder: Path) -> int:

@@ -50,7 +50,7 @@ def record(paths: Paths, document: Json, version: str | None, now: float, rows: 
     if last is not None and new.is_covered_by(last):
         return
     if not paths.status.is_dir():
-        is_fresh = not (document[VERSIONS] or (rows and rows.lines))
+        is_fresh = not (document[VERSIONS] or (rows and rows.text))
         if is_fresh and not (document["config"]["exists"] or document["current_model"]["exists"]):
             return
         paths.status.mkdir(exist_ok=True)

@@ -6,7 +6,6 @@ Every report starts here, so this imports next to nothing.
 
 import json
 from binascii import crc32
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 Json = dict[str, Any]
@@ -15,6 +14,9 @@ Parts = dict[str, Any]
 
 VERSIONS = "versions"
 LISTS = (VERSIONS, "warning_details")
+# in the order of the document
+LINE_END = ",\n    "
+VERSION_KEYS = ("id", "date", "description", "training_steps", "size_gb")
 BY_ID = "by id"
 BY_MESSAGE = "by message"
 # Another in every report, or said by other parts.
@@ -70,27 +72,35 @@ def load_part(text: str) -> Any:
 
 
 class Rows(NamedTuple):
-    """The list of versions as lines of the document, and what it is known by: there may be thousands to read."""
+    """The entries of the versions as text, one a line, and what they are known by: there may be thousands to read."""
 
-    lines: str = ""
-    checksum: str = ""
+    text: str = ""
+    checksum: str = f"{0:08x}"
 
     def read(self) -> list[Json]:
         """The entries, as they stand in the document."""
-        entries: list[Json] = json.loads(f"[{self.lines}]")
+        entries: list[Json] = json.loads(f"[{self.text}]")
         return entries
 
 
-def make_rows(versions: Iterable[Json]) -> Rows:
-    """The list with these entries."""
-    entries = list(versions)
-    return Rows(
-        ",\n".join(f"    {json.dumps(entry)}" for entry in entries), _checksum_versions(split({VERSIONS: entries}))
-    )
+def make_rows(lines: list[str]) -> Rows:
+    """The list of these lines, each from ``make_line``."""
+    # A sum, because the history does not keep them in order.
+    return Rows(LINE_END.join(lines), f"{sum(crc32(line.encode()) for line in lines) & 0xFFFFFFFF:08x}")
+
+
+def make_line(entry: Json) -> str:
+    """One version's line: the same for the same entry, in whatever order its keys are."""
+    known = {key: entry[key] for key in VERSION_KEYS if key in entry}
+    return json.dumps(known | dict(sorted(entry.items())))
 
 
 def _checksum_versions(parts: Parts) -> str:
-    return _checksum({name: value for name, value in parts.items() if name.startswith(f"{VERSIONS}/")})
+    prefix = f"{VERSIONS}/"
+    entries = {name[len(prefix) :]: value for name, value in parts.items() if name.startswith(prefix)}
+    # A damaged disk leaves a part that is no object.
+    lines = [make_line({"id": name, **(value if isinstance(value, dict) else {})}) for name, value in entries.items()]
+    return make_rows(lines).checksum
 
 
 class Sign:

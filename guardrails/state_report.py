@@ -32,6 +32,6 @@ class Report:
         """The whole document as strict ASCII JSON with a final newline; one version a line."""
         if self._text is None:
             before, empty, after = dump_json(self.sections).partition(EMPTY_LIST)
-            versions = f'"{VERSIONS}": [\n{self.rows.lines}\n  ]' if self.rows.lines else empty
+            versions = f'"{VERSIONS}": [\n    {self.rows.text}\n  ]' if self.rows.text else empty
             self._text = f"{before}{versions}{after}\n"
         return self._text
