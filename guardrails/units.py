@@ -16,8 +16,8 @@ from guardrails.worker_process import GRACE_SECONDS, HANG_SECONDS
 
 # The daemon itself ends a run without any sign of life; the watchdog is for a daemon that cannot.
 WATCHDOG_SECONDS = round(HANG_SECONDS + GRACE_SECONDS)
-# Asked to stop, the daemon gives a silent worker this long; while that saves it asks systemd for more.
-STOP_SECONDS = round(GRACE_SECONDS) + 60
+# For a worker whose daemon is gone to save a checkpoint; a daemon that lives asks systemd for more.
+STOP_SECONDS = 600
 START_SECONDS = 300
 RESTART_SECONDS = 30
 # Another start would end the same way: usage, config, config lock, another daemon, damaged state.
@@ -40,10 +40,12 @@ NotifyAccess=main
 Restart=on-failure
 RestartSec={RESTART_SECONDS}
 RestartPreventExitStatus={FINAL_CODES}
-# The daemon passes it on to its worker, which saves a checkpoint; while that takes, more time is asked for.
+# To the worker, too: it saves a checkpoint, whether the daemon still lives or not.
 KillSignal=SIGTERM
-KillMode=mixed
+KillMode=control-group
 TimeoutStopSec={STOP_SECONDS}
+# The daemon itself sees to a worker that took too much memory.
+OOMPolicy=continue
 TimeoutStartSec={START_SECONDS}
 # Petted when training gets on by a step, or the daemon by a turn.
 WatchdogSec={WATCHDOG_SECONDS}

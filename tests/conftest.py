@@ -15,6 +15,11 @@ from tests.box import Box
 from tests.warm import Warm
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first, so that no process of several is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("training") is None)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen3 with its tokenizer; never to be changed by a test."""

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 
@@ -168,10 +169,11 @@ OWN_WRITING_FUNCTIONS = {"copy_file", "copy_tree", "exchange", "move_file", "rem
 WRITING_FLAGS = {"O_APPEND", "O_CREAT", "O_RDWR", "O_TRUNC", "O_WRONLY"}
 
 
-def imported(tree: ast.Module) -> set[str]:
+@cache
+def imported(source: str) -> set[str]:
     """Every module that a source may import, wherever in it; names imported from a module count as its submodules."""
     found: set[str] = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -200,6 +202,13 @@ def is_write(call: ast.Call) -> bool:
     return name in WRITING_METHODS or (name == "replace" and len(call.args) == 1 and not call.keywords)
 
 
+@cache
+def writes(source: str) -> list[tuple[int, str]]:
+    """Line and text of each call in a source that writes."""
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    return [(call.lineno, ast.unparse(call)) for call in calls if is_write(call)]
+
+
 def violations(modules: dict[str, str]) -> Iterator[str]:
     """Each rule that the sources break, one sentence a case."""
     ranks = {f"guardrails.{name}": rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -208,10 +217,9 @@ def violations(modules: dict[str, str]) -> Iterator[str]:
         in_library, on_worker = name.startswith("guardrails."), name.startswith(WORKER)
         on_guard = name == "guardrails.agent_hook" or f"{name}.".startswith(f"{GUARD}.")
         side = WORKER if on_worker else name
-        tree = ast.parse(source)
         if in_library and not (on_worker or on_guard) and name not in ranks:
             yield f"{name} has no layer"
-        for other in sorted(imported(tree) & modules.keys()):
+        for other in sorted(imported(source) & modules.keys()):
             if in_library and not other.startswith("guardrails"):
                 yield f"{name} imports the script {other}"
             if other.startswith(WORKER) and not on_worker and other != USERS_OF_WORKER.get(name):
@@ -226,13 +234,12 @@ def violations(modules: dict[str, str]) -> Iterator[str]:
                 yield f"{name} imports {other} of the daemon's side"
             if other in ranks and name in ranks and ranks[other] >= ranks[name]:
                 yield f"{name} imports {other}, which is not below it"
-        for library in sorted({other.partition(".")[0] for other in imported(tree)} & LIBRARIES.keys()):
+        for library in sorted({other.partition(".")[0] for other in imported(source)} & LIBRARIES.keys()):
             at_the_edge = LIBRARIES[library] is EDGE and not in_library
             if side not in LIBRARIES[library] and not at_the_edge:
                 yield f"{name} imports {library}"
         if side not in WRITERS:
-            calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
-            yield from (f"{name}:{call.lineno} writes: {ast.unparse(call)}" for call in calls if is_write(call))
+            yield from (f"{name}:{line} writes: {call}" for line, call in writes(source))
 
 
 def sources() -> dict[str, str]:

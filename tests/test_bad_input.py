@@ -195,6 +195,7 @@ def test_a_loss_that_is_no_number_leaves_the_model_alone(box: Box, own_model: Pa
     assert "non_finite_loss" in bad_file(box, "nan.jsonl", CHAT.encode() * 12)
 
 
+@pytest.mark.faults
 @pytest.mark.training
 def test_a_file_deleted_under_way_loses_nothing_else(box: Box) -> None:
     box.configure(base_model=box.settings["base_model"], save_minutes=0)
@@ -236,6 +237,7 @@ def test_a_file_still_growing_waits_until_it_is_whole(box: Box) -> None:
     box.wait_for_end()
 
 
+@pytest.mark.faults
 @pytest.mark.training
 def test_a_hung_worker_is_killed_and_the_file_tried_again(box: Box) -> None:
     box.configure(base_model=box.settings["base_model"], save_minutes=0)

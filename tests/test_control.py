@@ -122,6 +122,7 @@ def test_skip_leaves_the_model_and_goes_on_with_the_next_file(box: Box) -> None:
     box.assert_at_rest()
 
 
+@pytest.mark.faults
 def test_paused_holds_the_queue_skip_drops_and_stays_paused_stop_keeps_the_run(box: Box) -> None:
     slow_settings(box)
     box.start_daemon()
@@ -233,6 +234,7 @@ def test_stop_and_rollback_pasted_as_two_lines_work_at_any_instant(box: Box) -> 
         stop_and_roll_back_at(box, instant, good)
 
 
+@pytest.mark.faults
 def test_rollback_drops_a_paused_and_a_held_run(box: Box) -> None:
     slow_settings(box)
     box.drop("good.jsonl", rows=24, seed=7)
@@ -257,6 +259,7 @@ def test_rollback_drops_a_paused_and_a_held_run(box: Box) -> None:
     box.assert_at_rest()
 
 
+@pytest.mark.faults
 def test_a_run_whose_model_was_exchanged_while_it_stood_still_starts_anew_from_the_model(box: Box) -> None:
     slow_settings(box)
     for seed in (1, 2):

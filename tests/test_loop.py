@@ -70,6 +70,7 @@ def test_a_dropped_file_is_taken_up_within_the_poll_interval_and_a_second(box: B
         box.run("training_controller.py", "skip", "--wait", "30")
 
 
+@pytest.mark.faults
 def test_a_model_changed_by_hand_is_saved_before_it_is_trained_on(box: Box) -> None:
     box.drop("one.jsonl", seed=1)
     box.once()
@@ -140,6 +141,7 @@ def test_a_rollback_goes_back_one_change_at_a_time_and_each_can_be_undone(box: B
     box.assert_at_rest()
 
 
+@pytest.mark.faults
 def test_retry_trains_what_was_undone(box: Box) -> None:
     box.drop("one.jsonl")
     box.once()

@@ -1,4 +1,4 @@
-"""Real rows beside the checkout, where there are any: chats, puzzles and texts become v001, v002, v003."""
+"""Real rows beside the checkout, where there are any: all pass, and chats, puzzles and texts become v001 to v003."""
 
 import json
 import os
@@ -10,13 +10,23 @@ import pytest
 from guardrails.paths import CODE_DIR
 from tests.box import Box
 
-pytestmark = pytest.mark.training
-
 DATA = Path(os.environ.get("TRAINING_TEST_DATA", CODE_DIR.parent / "shared" / "data"))
 FILES = {"alpaca_en_demo.jsonl": 600, "syllo_puzzles_100.jsonl": 100, "c4_text_150.jsonl": 150}
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not there; tests/test_loop.py trains rows of our own")
+pytestmark = pytest.mark.skipif(
+    not DATA.is_dir(), reason=f"{DATA} is not there; tests/test_loop.py trains rows of our own"
+)
+
+
+def test_every_row_passes_pre_flight(tmp_path: Path, tiny_model: Path) -> None:
+    box = Box(tmp_path / "base", tiny_model, max_length=2048)
+    found = box.json("training_queue.py", "validate", *(str(DATA / name) for name in FILES))
+    assert [(file["total"], file["bad"]) for file in found] == [(rows, 0) for rows in FILES.values()]
+
+
+@pytest.mark.faults
+@pytest.mark.training
 def test_real_chats_puzzles_and_texts_are_trained_whole_and_lower_the_loss_on_held_out_rows(
     tmp_path: Path, tiny_model: Path
 ) -> None:

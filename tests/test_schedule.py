@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,10 +155,15 @@ def verify(units: list[Path], *options: str) -> None:
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.skip("systemd is not installed")
-    environment = {**os.environ, "XDG_RUNTIME_DIR": str(units[0].parent)}
-    done = subprocess.run(
-        [program, "verify", *options, *map(str, units)], capture_output=True, text=True, env=environment, check=False
-    )
+    # Short: units of other packages put the address of a socket there, which has at most 107 bytes.
+    with tempfile.TemporaryDirectory() as runtime_dir:
+        done = subprocess.run(
+            [program, "verify", *options, *map(str, units)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "XDG_RUNTIME_DIR": runtime_dir},
+            check=False,
+        )
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
 
 
@@ -196,6 +202,9 @@ def test_the_daemon_has_the_time_that_it_needs(base: BaseDir, tmp_path: Path) ->
     assert "gets nowhere for 32 minutes" in (CODE_DIR / "docs/STATE_TRACKER_GUIDE.md").read_text()
     assert WATCHDOG_SECONDS == 32 * 60
     assert int(daemon["TimeoutStopSec"][0]) > GRACE_SECONDS, "first it ends a silent worker by itself"
+    assert (daemon["KillMode"], daemon["OOMPolicy"]) == (["control-group"], ["continue"]), (
+        "a worker's end is its matter"
+    )
     assert daemon["ConditionPathExists"][0].endswith("/.stop")
 
 
@@ -328,6 +337,40 @@ def remove_cgroup(cgroup: Path) -> None:
             return True
 
         wait_until(is_gone)
+
+
+# Arguments as above; the files that tell how far the run is, and what there was before a restart.
+TRAIN = """
+show() { systemctl --user show "$@"; }
+trained() {
+    until grep -q '"phase": "training"' "$STATUS" && grep -q '"run_step": [1-9]' "$STATUS"; do sleep 0.1; done
+}
+systemctl --user start "$1"
+trained
+kill -KILL "$(show -P MainPID "$1")"
+until [ "$(show -P NRestarts "$1")" = 1 ] && systemctl --user is-active -q "$1"; do sleep 0.1; done
+until grep -q "attempt 2" "$LOGS"/daemon_*; do sleep 0.1; done
+trained
+systemctl --user stop "$1"
+echo stopped; show "$1" -p ActiveState -p Result -p ExecMainStatus
+"""
+
+
+@as_root
+@pytest.mark.faults
+@pytest.mark.training
+def test_under_systemd_a_killed_daemon_and_a_stop_cost_no_step(tmp_path: Path, tiny_model: Path) -> None:
+    box = Box(tmp_path / "base", tiny_model, save_minutes=60)
+    box.drop("math.jsonl", rows=8000)
+    units = write_units(box.paths, tmp_path / "home/systemd/user")
+    status, logs = str(box.paths.training_status), str(box.paths.logs)
+    said = run_in_manager(tmp_path / "home", TRAIN, units, STATUS=status, LOGS=logs, OMP_NUM_THREADS="1")
+    assert said.splitlines()[0] == "stopped"
+    assert set(said.splitlines()[1:]) == {"ActiveState=inactive", "Result=success", "ExecMainStatus=0"}
+    log = "".join(path.read_text() for path in box.paths.logs.iterdir())
+    assert re.search(r"attempt 2, from step [1-9]", log), log
+    assert re.search(r"at rest, goes on from step [1-9]", log), log
+    assert box.names("processing") == ["math.jsonl"]
 
 
 @as_root

@@ -95,7 +95,7 @@ def test_a_fault_at_some_system_calls_loses_nothing(tmp_path: Path, warm: Warm, 
 
 def test_every_fault_is_as_harmless_to_an_unprivileged_user(shared_folder: Path) -> None:
     file = Path(__file__)
-    tests = [f"{file}::test_a_fault_at_some_system_calls_loses_nothing[{name}]" for name in MOVING]
+    tests = [f"{file}::test_a_fault_at_some_system_calls_loses_nothing[{name}]" for name in MOVING[:3]]
     damage = str(file.with_name("test_store_damage.py"))
     run_tests_unprivileged(shared_folder, *tests, damage, "-k", "system_calls or flip or never_writes or refused")
 
