@@ -43,7 +43,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not faults"
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not faults"
 
 faults: $(VENV)/.test
 	$(BIN)/python -m pytest -m faults

@@ -21,14 +21,6 @@ from typing import Any
 
 import click
 
-from guardrails.backups import (
-    MANUAL_TYPES,
-    BackupType,
-    backups_folder,
-    list_backup_ids,
-    read_backup,
-)
-from guardrails.change import open_store
 from guardrails.cli import (
     Invocation,
     announcer,
@@ -49,11 +41,19 @@ from guardrails.cli import (
     version_option,
 )
 from guardrails.errors import DamagedStateError
-from guardrails.model_backups import back_up, restore_backup
-from guardrails.remotes import drill, pull, push, read_remotes
-from guardrails.removal import clean_up_backups
-from guardrails.repair import find_backup_damage
-from guardrails.retention import MOST_DAYS
+from guardrails.store.backups import (
+    MANUAL_TYPES,
+    BackupType,
+    backups_folder,
+    list_backup_ids,
+    read_backup,
+)
+from guardrails.store.change import open_store
+from guardrails.store.model_backups import back_up, restore_backup
+from guardrails.store.remotes import drill, pull, push, read_remotes
+from guardrails.store.removal import clean_up_backups
+from guardrails.store.repair import find_backup_damage
+from guardrails.store.retention import MOST_DAYS
 
 MEBIBYTE = 1 << 20
 DAYS = click.IntRange(min=0, max=MOST_DAYS)

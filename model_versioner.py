@@ -22,8 +22,6 @@ from typing import Any
 
 import click
 
-from guardrails.backups import backups_folder
-from guardrails.change import open_store
 from guardrails.cli import (
     Invocation,
     announcer,
@@ -42,23 +40,25 @@ from guardrails.cli import (
     version_option,
 )
 from guardrails.config import load_config
-from guardrails.copies import Copies
 from guardrails.errors import ConfigError, DamagedStateError, IntegrityError, OperationError
-from guardrails.head import read_head
-from guardrails.live_model import Outcome, restore, rollback, save_version, undo_change_by_hand
 from guardrails.manifest import KnownHashes
-from guardrails.model_backups import copy_version_elsewhere
 from guardrails.paths import Paths
-from guardrails.removal import bring_back, delete_version, empty_trash, set_pinned
-from guardrails.removal import prune as prune_versions
-from guardrails.repair import repair_everything, verify_version
-from guardrails.retention import MOST_DAYS, Policy, parse_duration
 from guardrails.sandbox import is_inside
 from guardrails.state_io import read_json
-from guardrails.store_requests import BY_HAND, Verb, ask_daemon
-from guardrails.trash import list_entries, trash_of_backups
-from guardrails.version_diff import compare_metadata, require_models
-from guardrails.version_records import (
+from guardrails.store.backups import backups_folder
+from guardrails.store.change import open_store
+from guardrails.store.copies import Copies
+from guardrails.store.head import read_head
+from guardrails.store.live_model import Outcome, restore, rollback, save_version, undo_change_by_hand
+from guardrails.store.model_backups import copy_version_elsewhere
+from guardrails.store.removal import bring_back, delete_version, empty_trash, set_pinned
+from guardrails.store.removal import prune as prune_versions
+from guardrails.store.repair import repair_everything, verify_version
+from guardrails.store.requests import BY_HAND, Verb, ask_daemon
+from guardrails.store.retention import MOST_DAYS, Policy, parse_duration
+from guardrails.store.trash import list_entries, trash_of_backups
+from guardrails.store.version_diff import compare_metadata, require_models
+from guardrails.store.version_records import (
     is_kept,
     lineage,
     list_version_ids,
@@ -66,7 +66,7 @@ from guardrails.version_records import (
     read_metadata,
     read_summaries,
 )
-from guardrails.versions import measure_storage
+from guardrails.store.versions import measure_storage
 
 MEBIBYTE = 1 << 20
 KEEP = click.IntRange(min=-1)
@@ -529,7 +529,7 @@ def diff(invocation: Invocation, one: str, other: str) -> None:
 @common_options
 @pass_invocation
 def consolidate_command(invocation: Invocation, description: str) -> None:
-    from guardrails.consolidation import consolidate, plan_consolidation
+    from guardrails.store.consolidation import consolidate, plan_consolidation
 
     paths, announce = invocation.paths, announcer(invocation)
     plan = plan_consolidation(paths, announce)

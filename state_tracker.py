@@ -30,15 +30,15 @@ import click
 
 from guardrails.cli import Invocation, common_options, pass_invocation, print_json, run, version_option
 from guardrails.errors import UsageError
-from guardrails.state_document import update_report
-from guardrails.state_values import Json
+from guardrails.report.document import update_report
+from guardrails.report.values import Json
 
 if TYPE_CHECKING:
-    from guardrails.deep_check import Outcome
     from guardrails.paths import Paths
-    from guardrails.state_report import Report
-    from guardrails.state_text import Style
-    from guardrails.state_views import Request
+    from guardrails.report.deep_check import Outcome
+    from guardrails.report.report import Report
+    from guardrails.report.text import Style
+    from guardrails.report.views import Request
 
 EXIT_CODES = {"ok": 0, "warning": 1, "critical": 3}
 # What monitors expect; to them 3 is UNKNOWN.
@@ -47,13 +47,13 @@ STDOUT = "-"
 
 
 def choose_style() -> "Style":
-    from guardrails.state_text import plain_style
+    from guardrails.report.text import plain_style
 
     return click.style if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else plain_style
 
 
 def show_live(invocation: Invocation, seconds: float) -> int:
-    from guardrails.state_watch import watch
+    from guardrails.report.watch import watch
 
     gc.enable()
     return watch(invocation.paths, seconds, choose_style(), as_json=invocation.as_json)
@@ -63,15 +63,15 @@ def report_on(paths: "Paths", deep: bool) -> "tuple[Report, Outcome | None]":
     """A fresh report, and what a deep check before it found, if one is asked for."""
     if not deep:
         return update_report(paths), None
-    from guardrails.deep_check import check_deeply
+    from guardrails.report.deep_check import check_deeply
 
     outcome = check_deeply(paths)
     return update_report(paths, problems=outcome.problems), outcome
 
 
 def print_deep_check(document: Json, outcome: "Outcome", said: "str | None") -> None:
-    from guardrails.deep_text import deep_check_lines
-    from guardrails.state_faces import print_lines
+    from guardrails.report.deep_text import deep_check_lines
+    from guardrails.report.faces import print_lines
 
     print_lines(deep_check_lines(outcome, document, said))
 
@@ -85,7 +85,7 @@ def send_alerts(paths: "Paths", document: Json) -> "tuple[str, Exception | None]
 def look_back(form: "str | None", since: "str | None", sides: "tuple[str, ...]") -> "Request | None":
     if form not in ("history", "diff") and since is None and not sides:
         return None
-    from guardrails.state_views import make_request
+    from guardrails.report.views import make_request
 
     return make_request(form, since, sides)
 
@@ -161,7 +161,7 @@ def main(
     refuse_two({"--json": invocation.as_json, "--prometheus -": prometheus == STDOUT})
     refuse_alert(form, alert, systemd)
     if form == "schema":
-        from guardrails.state_schema import make_schema
+        from guardrails.report.schema import make_schema
 
         print_json(make_schema())
         return 0
@@ -173,15 +173,15 @@ def main(
     verdict = report.sections["verdict"]
     said, failure = send_alerts(paths, report.document) if alert and form != "test" else (None, None)
     if prometheus is not None:
-        from guardrails.state_faces import export_metrics
+        from guardrails.report.faces import export_metrics
 
         export_metrics(report.document, paths.base, prometheus)
     if explain is not None:
-        from guardrails.state_faces import print_explanation
+        from guardrails.report.faces import print_explanation
 
         print_explanation(report.document, explain, as_json=invocation.as_json)
     elif request is not None:
-        from guardrails.state_views import print_past
+        from guardrails.report.views import print_past
 
         verdict = print_past(request, paths, report.document, choose_style(), as_json=invocation.as_json)["verdict"]
     elif form == "test":
@@ -191,13 +191,13 @@ def main(
     elif invocation.as_json:
         sys.stdout.write(report.text)
     elif form is not None:
-        from guardrails.state_faces import print_face
+        from guardrails.report.faces import print_face
 
         print_face(form, report.document, paths, choose_style())
     elif outcome is not None and prometheus is None:
         print_deep_check(report.document, outcome, said)
     elif prometheus != STDOUT:
-        from guardrails.state_faces import print_update
+        from guardrails.report.faces import print_update
 
         print_update(report.sections, prometheus, said)
     if failure is not None:
@@ -208,7 +208,7 @@ def main(
 
 if __name__ == "__main__":
     if "--nagios" in sys.argv:
-        from guardrails.nagios import run_check
+        from guardrails.report.nagios import run_check
 
         run_check(lambda report: run(main, report=report))
     run(main)

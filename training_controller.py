@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from guardrails import config_lock, signals
-from guardrails.change import change_config, open_store
 from guardrails.cli import (
     Invocation,
     as_typed,
@@ -48,13 +47,14 @@ from guardrails.config import (
 )
 from guardrails.config_lock import write_lock
 from guardrails.errors import ConfigError, OperationError
-from guardrails.head import read_lock
 from guardrails.locks import read_holder
 from guardrails.paths import Paths
 from guardrails.preflight import check_before_training
 from guardrails.queue_records import counts
 from guardrails.sandbox import run_agent
 from guardrails.state_io import read_json
+from guardrails.store.change import change_config, open_store
+from guardrails.store.head import read_lock
 
 if TYPE_CHECKING:
     from guardrails.settings import Config

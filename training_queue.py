@@ -36,7 +36,6 @@ from guardrails.cli import (
     show_name,
     version_option,
 )
-from guardrails.head import trained_lookup
 from guardrails.intake import Intake, add_file, inspect_inbox, process_inbox
 from guardrails.paths import PRIORITIES, QUEUE_STATES, Paths
 from guardrails.queue import remove, retry, set_priority
@@ -50,6 +49,7 @@ from guardrails.queue_records import (
     processing,
     records,
 )
+from guardrails.store.head import trained_lookup
 
 LISTED = ("processing", *PRIORITIES, "failed", "skipped", "completed")
 NO_MODELS_FROM_THE_NET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}

@@ -31,11 +31,11 @@ from typing import NamedTuple
 from benchmarks import step
 from benchmarks.state_tracker import VENV_PYTHON, median_interval
 from guardrails.cli import print_table
-from guardrails.head import read_head
 from guardrails.paths import CODE_DIR, Paths
 from guardrails.queue_records import read_record, write_record
 from guardrails.settings import Config
 from guardrails.state_io import read_json, write_json
+from guardrails.store.head import read_head
 from tests.box import Box, make_rows
 
 IDLE_SECONDS = 30.0

@@ -21,7 +21,7 @@ from benchmarks.peers import Toolkit
 from benchmarks.state_tracker import VENV_PYTHON
 from benchmarks.storage import CHANGING_SHARE, GIGABYTE, write_model, write_weights
 from guardrails.paths import CODE_DIR
-from guardrails.remotes import PIECE_BYTES
+from guardrails.store.remotes import PIECE_BYTES
 from tests.servers import ACCESS_KEY, SECRET_KEY, CountingProxy, S3Server
 
 BUCKET = "benchmark"

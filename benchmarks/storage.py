@@ -36,11 +36,11 @@ from benchmarks.loop import Figure, median_figure, print_figures, say
 from benchmarks.peers import PEERS, WEIGHTS, Borg, Dvc, Restic, Rsync, Toolkit, is_installed
 from benchmarks.state_tracker import VENV_PYTHON, cpu_seconds
 from guardrails.filesystem import free_bytes, remove_tree
-from guardrails.head import read_head
 from guardrails.manifest import hash_file
 from guardrails.paths import Paths
 from guardrails.state_io import dump_json, read_json, write_json
-from guardrails.versions import FOLDER_MODE
+from guardrails.store.head import read_head
+from guardrails.store.versions import FOLDER_MODE
 from tests.store import make_store, safetensors
 
 GIGABYTE = 1_000_000_000

@@ -17,10 +17,10 @@ from docs.typescript import make_interface
 from guardrails import errors
 from guardrails.config import LOCKED_KEYS, TRAINING_KEYS
 from guardrails.errors import GuardrailsError
-from guardrails.explanations import EXPLANATIONS, Explanation
 from guardrails.paths import CODE_DIR
+from guardrails.report.explanations import EXPLANATIONS, Explanation
+from guardrails.report.schema import make_schema
 from guardrails.settings import Config
-from guardrails.state_schema import make_schema
 
 PAGE = CODE_DIR / "docs" / "cli.md"
 GUIDE = CODE_DIR / "docs" / "STATE_TRACKER_GUIDE.md"

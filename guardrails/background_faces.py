@@ -4,13 +4,13 @@ import os
 import sys
 from pathlib import Path
 
-from guardrails.alerts import check, refuse_failures, test
+from guardrails.alerts.checks import check, refuse_failures, test
 from guardrails.cli import print_json
 from guardrails.errors import GuardrailsError
 from guardrails.paths import Paths
+from guardrails.report.faces import print_lines
+from guardrails.report.values import Json
 from guardrails.schedule import crontab_lines
-from guardrails.state_faces import print_lines
-from guardrails.state_values import Json
 from guardrails.units import next_commands, write_units
 
 TRY_AGAIN = "correct the address or the settings of the service, then: python3 state_tracker.py --alert --test"

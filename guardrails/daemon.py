@@ -15,8 +15,6 @@ from typing import Any
 import psutil
 
 from guardrails import intake, progress, queue, signals
-from guardrails.backups import backup_of_version, backups_folder
-from guardrails.change import change_to, open_store
 from guardrails.config import TRAINING_KEYS, load_config
 from guardrails.config_lock import make_lock, write_lock
 from guardrails.daemon_status import StatusBoard
@@ -28,10 +26,7 @@ from guardrails.errors import (
     OperationError,
     TrainingError,
 )
-from guardrails.head import condition_of_live_model, read_head, trained_lookup
-from guardrails.live_model import finish_published_run, publish_run, save_version
 from guardrails.locks import FileLock, read_holder
-from guardrails.model_backups import back_up_version, was_backed_up_since
 from guardrails.paths import PRIORITIES, Paths
 from guardrails.preflight import Preflight, check_before_training, is_consolidated
 from guardrails.queue_records import Record, find_duplicate, next_file, processing
@@ -51,8 +46,13 @@ from guardrails.sandbox import refuse_in_sandbox
 from guardrails.settings import Config
 from guardrails.signals import Signal, is_stronger
 from guardrails.state_io import remove_temporary_files
-from guardrails.store_requests import LAST_CALL_SECONDS, RequestServer
-from guardrails.version_records import read_metadata
+from guardrails.store.backups import backup_of_version, backups_folder
+from guardrails.store.change import change_to, open_store
+from guardrails.store.head import condition_of_live_model, read_head, trained_lookup
+from guardrails.store.live_model import finish_published_run, publish_run, save_version
+from guardrails.store.model_backups import back_up_version, was_backed_up_since
+from guardrails.store.requests import LAST_CALL_SECONDS, RequestServer
+from guardrails.store.version_records import read_metadata
 from guardrails.worker_process import GRACE_SECONDS, HANG_SECONDS, Action, WorkerProcess, last_log_line
 
 # How often signals are looked for: while a worker lives, and while nothing happens.

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from guardrails.errors import GuardrailsError
-from guardrails.head import read_head
 from guardrails.paths import Paths
 from guardrails.queue_records import Record, processing
 from guardrails.state_io import SCHEMA_VERSION, read_json, utc_now, write_json
+from guardrails.store.head import read_head
+from guardrails.store.version_records import lineage
 from guardrails.supervisor import Supervisor
-from guardrails.version_records import lineage
 from guardrails.worker_process import STEPPING_PHASES
 
 

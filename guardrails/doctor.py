@@ -14,11 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from guardrails.backups import backups_folder, list_backup_ids
 from guardrails.config import LOCKED_KEYS, load_config
 from guardrails.config_lock import base_model_folder, check_lock, fingerprint_base_model
 from guardrails.errors import ConfigLockError, DamagedStateError, GuardrailsError, OperationError
-from guardrails.findings import find
 from guardrails.guard.protections import (
     Wiring,
     find_off,
@@ -29,17 +27,19 @@ from guardrails.guard.protections import (
     remember_wiring,
     wirings,
 )
-from guardrails.head import read_head, read_lock
-from guardrails.immutable import is_immutable
 from guardrails.manifest import list_files
 from guardrails.paths import CODE_DIR, SANDBOX, Paths
-from guardrails.remotes import read_remotes
+from guardrails.report.facts import gather
+from guardrails.report.findings import find
 from guardrails.sandbox import check_start, find_bubblewrap, mount_options
-from guardrails.sealing import KEY as IMMUTABLE_KEY
-from guardrails.sealing import wants_immutable
-from guardrails.state import gather
-from guardrails.version_records import is_kept
-from guardrails.versions import FILE_MODE, FOLDER_MODE
+from guardrails.store.backups import backups_folder, list_backup_ids
+from guardrails.store.head import read_head, read_lock
+from guardrails.store.immutable import is_immutable
+from guardrails.store.remotes import read_remotes
+from guardrails.store.sealing import KEY as IMMUTABLE_KEY
+from guardrails.store.sealing import wants_immutable
+from guardrails.store.version_records import is_kept
+from guardrails.store.versions import FILE_MODE, FOLDER_MODE
 
 if TYPE_CHECKING:
     from guardrails.settings import Config

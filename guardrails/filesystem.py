@@ -21,9 +21,9 @@ from blake3 import blake3
 
 from guardrails import progress
 from guardrails.errors import DiskSpaceError, IntegrityError
-from guardrails.immutable import lifted
 from guardrails.manifest import BLOCK_BYTES, FileEntry, hash_file, list_files
 from guardrails.state_io import fsync_folder
+from guardrails.store.immutable import lifted
 
 if TYPE_CHECKING:
     import ctypes

@@ -17,10 +17,10 @@ from guardrails.config_lock import (
 )
 from guardrails.errors import ConfigError, DiskSpaceError, IntegrityError
 from guardrails.filesystem import free_bytes
-from guardrails.head import check_live_folder, read_lock
 from guardrails.manifest import list_files
 from guardrails.paths import Paths
 from guardrails.signature import take_signature
+from guardrails.store.head import check_live_folder, read_lock
 
 if TYPE_CHECKING:
     from guardrails.settings import Config

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from guardrails.backups import backups_folder
 from guardrails.errors import DamagedStateError, OperationError
 from guardrails.locks import share_lock
 from guardrails.paths import CODE_DIR, SANDBOX, Paths
 from guardrails.state_io import read_json
+from guardrails.store.backups import backups_folder
 
 # For whoever asks whether an agent started it.
 AGENT = "GUARDRAILS_AGENT"

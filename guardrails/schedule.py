@@ -11,12 +11,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from guardrails.alert_addresses import DEFAULT_SECRETS_FILE
-from guardrails.alert_memory import Memory
-from guardrails.alerts import read_settings
+from guardrails.alerts.addresses import DEFAULT_SECRETS_FILE
+from guardrails.alerts.checks import read_settings
+from guardrails.alerts.memory import Memory
 from guardrails.errors import ConfigError, OperationError
 from guardrails.paths import CODE_DIR, Paths
-from guardrails.remotes import read_remotes
+from guardrails.store.remotes import read_remotes
 
 CHECK_MINUTES = 5
 # Where Debian's node_exporter looks for metrics, and where others do.

@@ -15,7 +15,7 @@ from guardrails.config import starting_config
 from guardrails.locks import read_holder
 from guardrails.paths import CODE_DIR, Paths
 from guardrails.state_io import dump_json, read_json
-from guardrails.version_records import is_kept, list_version_ids, read_metadata
+from guardrails.store.version_records import is_kept, list_version_ids, read_metadata
 
 DEADLINE_SECONDS = 90.0
 WORDS = [

@@ -8,19 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from guardrails.change import say_nothing
 from guardrails.config import starting_config
-from guardrails.head import read_head, sign, untouched_files
 from guardrails.intake import add_file
-from guardrails.live_model import finish_published_run, publish_run
 from guardrails.manifest import make_manifest
-from guardrails.model_backups import back_up_version
 from guardrails.paths import Paths
 from guardrails.queue import claim
 from guardrails.queue_records import Record
 from guardrails.runs import new_run_id, write_job
 from guardrails.signature import take_signature
 from guardrails.state_io import read_json, write_json
+from guardrails.store.change import say_nothing
+from guardrails.store.head import read_head, sign, untouched_files
+from guardrails.store.live_model import finish_published_run, publish_run
+from guardrails.store.model_backups import back_up_version
 
 WEIGHTS = "adapter_model.safetensors"
 

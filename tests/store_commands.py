@@ -5,18 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from guardrails.backups import backups_folder, list_backup_ids, read_backup
-from guardrails.change import open_store
-from guardrails.copies import Copies
 from guardrails.filesystem import remove_tree
-from guardrails.head import read_head
 from guardrails.manifest import FileEntry, KnownHashes, hash_file, make_manifest
-from guardrails.model_backups import back_up
 from guardrails.paths import Paths
-from guardrails.removal import delete_version
-from guardrails.repair import find_backup_damage, verify_version
-from guardrails.trash import list_entries
-from guardrails.version_records import is_kept, list_version_ids, read_metadata
+from guardrails.store.backups import backups_folder, list_backup_ids, read_backup
+from guardrails.store.change import open_store
+from guardrails.store.copies import Copies
+from guardrails.store.head import read_head
+from guardrails.store.model_backups import back_up
+from guardrails.store.removal import delete_version
+from guardrails.store.repair import find_backup_damage, verify_version
+from guardrails.store.trash import list_entries
+from guardrails.store.version_records import is_kept, list_version_ids, read_metadata
 from tests.store import WEIGHTS, hurt, make_run, make_store, safetensors
 from tests.warm import Warm
 

@@ -17,14 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrails import alerts, messenger
-from guardrails.alert_addresses import ALERT_VARIABLE, HEARTBEAT_VARIABLE, mask_address, read_addresses
-from guardrails.alert_memory import Memory
-from guardrails.alert_text import MOST_LINES
-from guardrails.alerts import check, judge
+from guardrails.alerts import checks, messenger
+from guardrails.alerts.addresses import ALERT_VARIABLE, HEARTBEAT_VARIABLE, mask_address, read_addresses
+from guardrails.alerts.checks import check, judge
+from guardrails.alerts.memory import Memory
+from guardrails.alerts.messenger import Message, run_errand
+from guardrails.alerts.text import MOST_LINES
 from guardrails.config import check_config
 from guardrails.errors import ConfigError, OperationError
-from guardrails.messenger import Message, run_errand
 from guardrails.paths import CODE_DIR, Paths
 from guardrails.settings import Alerts
 from guardrails.state_io import format_utc, read_json
@@ -231,7 +231,7 @@ def test_who_reads_every_message_knows_what_stands(history: list[set[str]], afte
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Messages go out from this process, which imports apprise once for all tests; the servers are as real."""
-    monkeypatch.setattr(alerts, "deliver", lambda errands: [run_errand(errand) for errand in errands])
+    monkeypatch.setattr(checks, "deliver", lambda errands: [run_errand(errand) for errand in errands])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -375,7 +375,7 @@ def test_a_report_that_waited_for_a_later_one_clears_nothing(base: BaseDir, webh
 CHECK = """
 import json, sys
 from pathlib import Path
-from guardrails.alerts import check
+from guardrails.alerts.checks import check
 from guardrails.paths import Paths
 check(Paths(Path(sys.argv[1])), json.loads(sys.argv[2]), 1795255260.0)
 """
@@ -740,10 +740,10 @@ def test_no_other_process_sees_an_address(base: BaseDir) -> None:
         seen: list[psutil.Process] = []
         try:
             own = psutil.Process(process.pid)
-            wait_until(lambda: any("guardrails.messenger" in child.cmdline() for child in own.children()))
+            wait_until(lambda: any("guardrails.alerts.messenger" in child.cmdline() for child in own.children()))
             seen = [own, *own.children()]
             found = "".join(f"{one.cmdline()}{one.environ()}" for one in seen)
-            assert "guardrails.messenger" in found
+            assert "guardrails.alerts.messenger" in found
             assert "s3cret" not in found
         finally:
             for one in seen:
@@ -761,8 +761,8 @@ def test_neither_a_report_nor_a_quiet_check_imports_what_sends(base: BaseDir, we
         return {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
 
     of_report = imported("--json")
-    own = ("alert", "messenger", "schedule", "units", "background")
+    own = ("alerts", "schedule", "units", "background")
     assert not [name for name in of_report if name.startswith(tuple(f"guardrails.{word}" for word in own))]
     of_check = imported("--alert")
-    assert "guardrails.alerts" in of_check
+    assert "guardrails.alerts.checks" in of_check
     assert not {name.partition(".")[0] for name in of_check} & {"apprise", "requests", "smtplib", "asyncio", "rich"}

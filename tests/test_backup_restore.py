@@ -11,28 +11,28 @@ from typing import Any
 
 import pytest
 
-import guardrails.model_backups
-from guardrails.backups import list_backup_ids, read_backup
-from guardrails.change import open_store, say_nothing
-from guardrails.copies import Copies
+import guardrails.store.model_backups
 from guardrails.errors import BusyError, ConfigError, IntegrityError, OperationError
 from guardrails.filesystem import remove_tree
-from guardrails.head import read_head
-from guardrails.live_model import Outcome
 from guardrails.manifest import KnownHashes
-from guardrails.model_backups import (
+from guardrails.paths import CODE_DIR, STAGE_PREFIX, Paths
+from guardrails.state_io import read_json, write_json
+from guardrails.store.backups import list_backup_ids, read_backup
+from guardrails.store.change import open_store, say_nothing
+from guardrails.store.copies import Copies
+from guardrails.store.head import read_head
+from guardrails.store.live_model import Outcome
+from guardrails.store.model_backups import (
     back_up,
     back_up_version,
     copy_version_elsewhere,
     restore_backup,
     was_backed_up_since,
 )
-from guardrails.paths import CODE_DIR, STAGE_PREFIX, Paths
-from guardrails.removal import delete_version
-from guardrails.repair import verify_version
-from guardrails.state_io import read_json, write_json
-from guardrails.trash import list_entries
-from guardrails.version_records import is_kept, list_version_ids, read_metadata
+from guardrails.store.removal import delete_version
+from guardrails.store.repair import verify_version
+from guardrails.store.trash import list_entries
+from guardrails.store.version_records import is_kept, list_version_ids, read_metadata
 from tests.store import WEIGHTS, copy_store, make_store, publish, weights_of
 
 
@@ -211,7 +211,7 @@ def fail(*arguments: object, **more: object) -> None:
 
 
 def test_no_stage_is_left_beside_the_target(paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guardrails.model_backups, "rename_noreplace", fail)
+    monkeypatch.setattr(guardrails.store.model_backups, "rename_noreplace", fail)
     with pytest.raises(OSError, match="No space"):
         restore(paths, "b001", tmp_path / "out" / "one")
     with pytest.raises(OSError, match="No space"):

@@ -8,27 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from guardrails import change, live_model
-from guardrails.backups import backup_of_version
-from guardrails.change import open_store, say_nothing
 from guardrails.config import load_config
 from guardrails.errors import DamagedStateError, IntegrityError, OperationError
 from guardrails.filesystem import UnsupportedError, remove_tree
-from guardrails.head import read_head
-from guardrails.live_model import (
+from guardrails.manifest import find_damage
+from guardrails.paths import Paths
+from guardrails.queue_records import processing, records
+from guardrails.state_io import read_json, write_json
+from guardrails.store import change, live_model
+from guardrails.store.backups import backup_of_version
+from guardrails.store.change import open_store, say_nothing
+from guardrails.store.head import read_head
+from guardrails.store.live_model import (
     finish_published_run,
     publish_run,
     restore,
     rollback,
     save_version,
 )
-from guardrails.manifest import find_damage
-from guardrails.model_backups import back_up, back_up_version, copy_version_elsewhere, restore_backup
-from guardrails.paths import Paths
-from guardrails.queue_records import processing, records
-from guardrails.state_io import read_json, write_json
-from guardrails.trash import list_entries
-from guardrails.version_records import is_kept, list_version_ids, read_metadata
+from guardrails.store.model_backups import back_up, back_up_version, copy_version_elsewhere, restore_backup
+from guardrails.store.trash import list_entries
+from guardrails.store.version_records import is_kept, list_version_ids, read_metadata
 from tests.store import WEIGHTS, flip, make_run, make_store, overwrite, publish, weights_of
 
 

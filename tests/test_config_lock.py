@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from guardrails.agents import find_program
-from guardrails.change import change_config, finish_pending, open_store
 from guardrails.config import load_config, set_config_value
 from guardrails.config_lock import fingerprint_base_model, make_lock, move_lock, read_approvals, write_lock
 from guardrails.paths import CODE_DIR, Paths
 from guardrails.state_io import append_lines, read_json
+from guardrails.store.change import change_config, finish_pending, open_store
 from tests import processes
 from tests.box import Box
 from tests.store import make_store, publish

@@ -15,22 +15,22 @@ import psutil
 import pytest
 from safetensors.numpy import load_file, save
 
-from guardrails import consolidation
-from guardrails.backups import backup_of_version, list_backup_ids, read_backup, verify_backup
-from guardrails.change import CONSOLIDATION_LOCK, open_store, say_nothing
 from guardrails.config import load_config
 from guardrails.config_lock import fingerprint_base_model, make_lock, read_approvals
-from guardrails.consolidation import consolidate, plan_consolidation
 from guardrails.errors import BusyError, ConfigLockError, DiskSpaceError, IntegrityError, OperationError
-from guardrails.head import read_head
-from guardrails.live_model import finish_published_run, publish_run, restore, rollback
 from guardrails.locks import FileLock, read_holder
 from guardrails.manifest import find_damage, make_manifest
 from guardrails.paths import CODE_DIR, Paths
 from guardrails.preflight import check_before_training
 from guardrails.state_io import read_json, write_json
+from guardrails.store import consolidation
+from guardrails.store.backups import backup_of_version, list_backup_ids, read_backup, verify_backup
+from guardrails.store.change import CONSOLIDATION_LOCK, open_store, say_nothing
+from guardrails.store.consolidation import consolidate, plan_consolidation
+from guardrails.store.head import read_head
+from guardrails.store.live_model import finish_published_run, publish_run, restore, rollback
+from guardrails.store.version_records import list_version_ids, read_metadata
 from guardrails.training.merge import copy_rest, refuse_quantized
-from guardrails.version_records import list_version_ids, read_metadata
 from tests.box import Box
 from tests.processes import count_calls, run_killed, type_at_terminal, wait_until
 from tests.store import make_run, make_store, safetensors
@@ -61,8 +61,8 @@ beside.rename(job["result"])
 COMMAND = """
 import sys
 from pathlib import Path
-from guardrails import consolidation
-from guardrails.change import say_nothing
+from guardrails.store import consolidation
+from guardrails.store.change import say_nothing
 from guardrails.paths import Paths
 paths = Paths(Path(sys.argv[1]))
 consolidation.MERGE = (sys.executable, sys.argv[2])

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from guardrails import doctor
-from guardrails.change import open_store
 from guardrails.config import load_config, set_config_value
 from guardrails.config_lock import fingerprint_base_model, make_lock, write_lock
 from guardrails.doctor import Layer, examine, repair_hooks
 from guardrails.guard import protections
-from guardrails.immutable import set_tree
 from guardrails.paths import CODE_DIR, Paths
 from guardrails.state_io import write_json
+from guardrails.store.change import open_store
+from guardrails.store.immutable import set_tree
 from tests.processes import run_unprivileged
 from tests.store import copy_store, make_store, publish
 
@@ -73,7 +73,7 @@ def look(paths: Paths) -> dict[str, Layer]:
 
 def findings(paths: Paths) -> dict[str, dict[str, str]]:
     """The report's findings on the guard, as the script gives them."""
-    from guardrails.state_document import update_document
+    from guardrails.report.document import update_document
 
     found = {detail["id"]: detail for detail in update_document(paths)["warning_details"]}
     return {name: detail for name, detail in found.items() if name.startswith(("guard-", "config-lock"))}

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from guardrails.backups import backups_folder, list_backup_ids
-from guardrails.change import open_store, say_nothing
 from guardrails.config import set_config_value
 from guardrails.filesystem import remove_tree
-from guardrails.immutable import is_immutable, set_tree
-from guardrails.live_model import restore
 from guardrails.paths import Paths
-from guardrails.sealing import UNSEALED
-from guardrails.version_records import list_version_ids
+from guardrails.store.backups import backups_folder, list_backup_ids
+from guardrails.store.change import open_store, say_nothing
+from guardrails.store.immutable import is_immutable, set_tree
+from guardrails.store.live_model import restore
+from guardrails.store.sealing import UNSEALED
+from guardrails.store.version_records import list_version_ids
 from tests.box import Box
 from tests.disks import as_root, mounted
 from tests.processes import run_unprivileged
@@ -222,10 +222,10 @@ def test_base_dirs_with_one_backup_folder_need_not_agree(folder: Path) -> None:
 CANNOT = """
 import sys
 from pathlib import Path
-from guardrails.change import open_store
+from guardrails.store.change import open_store
 from guardrails.config import set_config_value
-from guardrails.live_model import rollback
-from guardrails.state_document import update_document
+from guardrails.store.live_model import rollback
+from guardrails.report.document import update_document
 from tests.store import make_store, publish
 
 paths = make_store(Path(sys.argv[1]) / "base", versions=1)

@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from guardrails import backups, change, repair
-from guardrails.backups import remove_leftovers
-from guardrails.change import open_store, say_nothing
 from guardrails.errors import BusyError, DamagedStateError, IntegrityError, OperationError
 from guardrails.filesystem import copy_tree, remove_tree
-from guardrails.head import read_head
-from guardrails.live_model import restore, rollback, save_version
 from guardrails.manifest import KnownHashes, find_damage
-from guardrails.model_backups import back_up, back_up_version
 from guardrails.paths import Paths
-from guardrails.removal import empty_trash
-from guardrails.repair import put_metadata_back, repair_everything, verify_version
-from guardrails.trash import Entry, discard, list_entries
-from guardrails.version_records import is_kept, list_version_ids, read_metadata, remember_versions
+from guardrails.store import backups, change, repair
+from guardrails.store.backups import remove_leftovers
+from guardrails.store.change import open_store, say_nothing
+from guardrails.store.head import read_head
+from guardrails.store.live_model import restore, rollback, save_version
+from guardrails.store.model_backups import back_up, back_up_version
+from guardrails.store.removal import empty_trash
+from guardrails.store.repair import put_metadata_back, repair_everything, verify_version
+from guardrails.store.trash import Entry, discard, list_entries
+from guardrails.store.version_records import is_kept, list_version_ids, read_metadata, remember_versions
 from tests.store import WEIGHTS, flip, make_run, make_store, overwrite, publish, weights_of
 
 HANDMADE = b"made by hand"
@@ -255,7 +255,7 @@ def test_metadata_never_come_from_another_base_dirs_backup(paths: Paths, other: 
 
 def test_own_metadata_come_back_with_the_pin(tmp_path: Path) -> None:
     paths = make_store(tmp_path / "base", backups=True)
-    from guardrails.removal import set_pinned
+    from guardrails.store.removal import set_pinned
 
     with open_store(paths, "test"):
         set_pinned(paths, "v001", True)

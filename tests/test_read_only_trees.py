@@ -13,8 +13,8 @@ from tests.store import make_store
 SHELL = """
 import subprocess, sys
 from pathlib import Path
-from guardrails.change import open_store
-from guardrails.repair import repair_everything
+from guardrails.store.change import open_store
+from guardrails.store.repair import repair_everything
 from tests.store import make_store
 from tests.store_commands import read_tree, take_holdings
 

@@ -14,19 +14,19 @@ from typing import Any
 
 import pytest
 
-from guardrails import remotes
-from guardrails.change import open_store, say_nothing
 from guardrails.errors import BusyError, DiskSpaceError, GuardrailsError, IntegrityError, OperationError, UsageError
-from guardrails.head import read_head
-from guardrails.live_model import save_version
 from guardrails.locks import FileLock
 from guardrails.manifest import hash_file, make_manifest
 from guardrails.paths import CODE_DIR, Paths
-from guardrails.remote_files import Remote, normalize_url, open_remote
-from guardrails.remotes import drill, pull, push, read_remotes
 from guardrails.state_io import write_json
-from guardrails.version_records import is_kept, lineage, list_version_ids, read_metadata
-from guardrails.versions import store_lock
+from guardrails.store import remotes
+from guardrails.store.change import open_store, say_nothing
+from guardrails.store.head import read_head
+from guardrails.store.live_model import save_version
+from guardrails.store.remote_files import Remote, normalize_url, open_remote
+from guardrails.store.remotes import drill, pull, push, read_remotes
+from guardrails.store.version_records import is_kept, lineage, list_version_ids, read_metadata
+from guardrails.store.versions import store_lock
 from tests.processes import run_python
 from tests.servers import CountingProxy, S3Server, SshServer
 from tests.store import WEIGHTS, make_store, overwrite, publish
@@ -228,10 +228,11 @@ def test_a_bucket_whose_tags_are_no_checksums_is_read_back(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from guardrails import progress, remotes
-from guardrails.change import say_nothing
+from guardrails import progress
+from guardrails.store import remotes
+from guardrails.store.change import say_nothing
 from guardrails.paths import Paths
-from guardrails.remote_files import Remote
+from guardrails.store.remote_files import Remote
 remotes.PIECE_BYTES = int(sys.argv[4])
 count = 0
 name, number = sys.argv[5].split(":")

@@ -7,21 +7,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrails.backups import list_backup_ids
-from guardrails.change import open_store, say_nothing
-from guardrails.copies import Copies
 from guardrails.errors import DamagedStateError, LastCopyError, OperationError
 from guardrails.filesystem import remove_tree
-from guardrails.live_model import restore, rollback, save_version
 from guardrails.manifest import KnownHashes
-from guardrails.model_backups import back_up
 from guardrails.paths import Paths
-from guardrails.removal import Decision, bring_back, clean_up_backups, delete_version, empty_trash, prune, set_pinned
-from guardrails.repair import verify_version
-from guardrails.retention import Policy, choose, parse_duration
 from guardrails.state_io import read_json, write_json
-from guardrails.trash import list_entries
-from guardrails.version_records import is_kept, list_version_ids, read_metadata
+from guardrails.store.backups import list_backup_ids
+from guardrails.store.change import open_store, say_nothing
+from guardrails.store.copies import Copies
+from guardrails.store.live_model import restore, rollback, save_version
+from guardrails.store.model_backups import back_up
+from guardrails.store.removal import (
+    Decision,
+    bring_back,
+    clean_up_backups,
+    delete_version,
+    empty_trash,
+    prune,
+    set_pinned,
+)
+from guardrails.store.repair import verify_version
+from guardrails.store.retention import Policy, choose, parse_duration
+from guardrails.store.trash import list_entries
+from guardrails.store.version_records import is_kept, list_version_ids, read_metadata
 from tests.store import WEIGHTS, flip, make_store, overwrite, weights_of
 
 

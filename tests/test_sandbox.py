@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from guardrails.change import open_store, say_nothing
 from guardrails.errors import OperationError
-from guardrails.live_model import restore, rollback, save_version
 from guardrails.locks import read_holder
-from guardrails.model_backups import back_up
 from guardrails.paths import CODE_DIR, SANDBOX, Paths
 from guardrails.sandbox import check_start, find_bubblewrap, plan_mounts
 from guardrails.state_io import write_json
+from guardrails.store.change import open_store, say_nothing
+from guardrails.store.live_model import restore, rollback, save_version
+from guardrails.store.model_backups import back_up
 from tests.box import DEADLINE_SECONDS, Box
 from tests.processes import run_unprivileged
 from tests.store import WEIGHTS, flip, hurt, publish, safetensors, weights_of

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from guardrails import schedule
-from guardrails.alert_addresses import ALERT_VARIABLE, HEARTBEAT_VARIABLE
+from guardrails.alerts.addresses import ALERT_VARIABLE, HEARTBEAT_VARIABLE
 from guardrails.config import starting_config
 from guardrails.errors import OperationError
 from guardrails.paths import CODE_DIR

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from guardrails.change import open_store, say_nothing
 from guardrails.config import set_config_value
 from guardrails.errors import BusyError
 from guardrails.filesystem import remove_tree
-from guardrails.live_model import restore, rollback, save_version
 from guardrails.paths import CODE_DIR, Paths
 from guardrails.state_io import read_json, write_json
-from guardrails.version_records import read_metadata
+from guardrails.store.change import open_store, say_nothing
+from guardrails.store.live_model import restore, rollback, save_version
+from guardrails.store.version_records import read_metadata
 from tests.store import WEIGHTS, copy_store, hurt, make_store, publish
 from tests.store_commands import (
     BACKUPS,

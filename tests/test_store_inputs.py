@@ -15,19 +15,19 @@ from click.testing import CliRunner, Result
 
 import backup_manager
 import model_versioner
-from guardrails.backups import backups_folder, list_backup_ids, read_backup
-from guardrails.change import open_store
 from guardrails.cli import print_json
 from guardrails.config import load_config
-from guardrails.copies import Copies
 from guardrails.errors import ConfigError, DamagedStateError, GuardrailsError, OperationError
-from guardrails.live_model import save_version
 from guardrails.paths import CODE_DIR, Paths
-from guardrails.removal import delete_version
-from guardrails.retention import Policy, parse_duration
 from guardrails.state_io import read_json, write_json
-from guardrails.trash import list_entries
-from guardrails.version_records import (
+from guardrails.store.backups import backups_folder, list_backup_ids, read_backup
+from guardrails.store.change import open_store
+from guardrails.store.copies import Copies
+from guardrails.store.live_model import save_version
+from guardrails.store.removal import delete_version
+from guardrails.store.retention import Policy, parse_duration
+from guardrails.store.trash import list_entries
+from guardrails.store.version_records import (
     lineage,
     list_version_ids,
     parse_version_id,

@@ -9,18 +9,18 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from guardrails.backups import list_backup_ids, read_backup
-from guardrails.change import open_store, say_nothing
-from guardrails.copies import Copies
 from guardrails.errors import IntegrityError, LastCopyError, OperationError
 from guardrails.filesystem import remove_tree
-from guardrails.live_model import restore, rollback, save_version
 from guardrails.manifest import FileEntry, find_damage
-from guardrails.model_backups import back_up, restore_backup
-from guardrails.removal import bring_back, clean_up_backups, delete_version, empty_trash, prune
-from guardrails.repair import find_backup_damage, repair_everything
-from guardrails.retention import Policy
-from guardrails.version_records import is_kept, list_version_ids, read_metadata
+from guardrails.store.backups import list_backup_ids, read_backup
+from guardrails.store.change import open_store, say_nothing
+from guardrails.store.copies import Copies
+from guardrails.store.live_model import restore, rollback, save_version
+from guardrails.store.model_backups import back_up, restore_backup
+from guardrails.store.removal import bring_back, clean_up_backups, delete_version, empty_trash, prune
+from guardrails.store.repair import find_backup_damage, repair_everything
+from guardrails.store.retention import Policy
+from guardrails.store.version_records import is_kept, list_version_ids, read_metadata
 from tests.store import WEIGHTS, hurt, make_store, publish, safetensors
 from tests.store_commands import Tree, list_contents, live_tree, tree_of
 

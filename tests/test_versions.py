@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from guardrails import version_records
-from guardrails.change import open_store, say_nothing
 from guardrails.errors import BusyError, IntegrityError
 from guardrails.filesystem import copy_tree
-from guardrails.live_model import restore, rollback, save_version
 from guardrails.manifest import KnownHashes, find_damage
-from guardrails.model_backups import back_up
 from guardrails.paths import Paths
-from guardrails.repair import repair_everything, verify_version
 from guardrails.state_io import read_json, write_json
-from guardrails.version_records import is_kept, list_version_ids, read_metadata, read_summaries, remember_versions
+from guardrails.store import version_records
+from guardrails.store.change import open_store, say_nothing
+from guardrails.store.live_model import restore, rollback, save_version
+from guardrails.store.model_backups import back_up
+from guardrails.store.repair import repair_everything, verify_version
+from guardrails.store.version_records import is_kept, list_version_ids, read_metadata, read_summaries, remember_versions
 from tests.store import WEIGHTS, flip, make_store, overwrite, publish, safetensors, weights_of
 
 
@@ -140,7 +140,7 @@ def test_a_model_written_to_while_it_is_copied_makes_no_version(paths: Paths, mo
         return copied
 
     (paths.current_model / "notes").write_text("notes")
-    monkeypatch.setattr("guardrails.versions.copy_tree", write_meanwhile)
+    monkeypatch.setattr("guardrails.store.versions.copy_tree", write_meanwhile)
     with open_store(paths, "test"), pytest.raises(BusyError, match="written to while it was saved"):
         save_version(paths, "busy", "manual")
     assert list_version_ids(paths) == ["v001", "v002"]

@@ -115,9 +115,9 @@ def load_scripts() -> dict[str, click.Command]:
     import backup_manager
     import model_versioner
     import state_tracker
-    from guardrails.change import say_nothing
-    from guardrails.live_model import finish_published_run, publish_run
     from guardrails.queue_records import processing
+    from guardrails.store.change import say_nothing
+    from guardrails.store.live_model import finish_published_run, publish_run
 
     @click.command()
     def publish() -> None:

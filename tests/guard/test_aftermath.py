@@ -14,23 +14,23 @@ from typing import Any
 
 import pytest
 
-from guardrails.change import open_store, say_nothing
 from guardrails.config import load_config, set_config_value
 from guardrails.config_lock import fingerprint_base_model, make_lock, write_lock
-from guardrails.copies import Copies
 from guardrails.guard import look as look_module
 from guardrails.guard import protections
 from guardrails.guard.aftermath import look_after
 from guardrails.guard.look import is_held, take_look
 from guardrails.guard.mark import mark_start
-from guardrails.live_model import restore, rollback
 from guardrails.locks import FileLock
 from guardrails.manifest import KnownHashes
 from guardrails.paths import CODE_DIR, Paths
-from guardrails.removal import clean_up_backups, delete_version, set_pinned
-from guardrails.repair import find_backup_damage, verify_version
 from guardrails.settings import Config
 from guardrails.state_io import read_json
+from guardrails.store.change import open_store, say_nothing
+from guardrails.store.copies import Copies
+from guardrails.store.live_model import restore, rollback
+from guardrails.store.removal import clean_up_backups, delete_version, set_pinned
+from guardrails.store.repair import find_backup_damage, verify_version
 from tests.processes import wait_until
 from tests.store import WEIGHTS, copy_store, make_run, make_store, publish, weights_of
 

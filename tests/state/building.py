@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from guardrails.explanations import find_explanation
 from guardrails.filesystem import exchange
 from guardrails.locks import FileLock
 from guardrails.manifest import hash_file, make_manifest, total_size
 from guardrails.paths import CODE_DIR, Paths
+from guardrails.report.document import update_document
+from guardrails.report.explanations import find_explanation
 from guardrails.signature import take_model_signature, take_signature
-from guardrails.state_document import update_document
 from guardrails.state_io import format_utc, read_json, write_json
 
 Json = dict[str, Any]
@@ -160,7 +160,7 @@ class BaseDir:
         complete.rename(self.paths.version(complete.name))
 
     def publish_by_exchange(self, version: str) -> None:
-        """``current_model/`` becomes ``version`` as ``guardrails.change`` does it."""
+        """``current_model/`` becomes ``version`` as ``guardrails.store.change`` does it."""
         with self.held(".locks/store.lock", "publish"):
             stage = self.paths.models / f".stage-{version}"
             shutil.copytree(self.paths.version(version) / "model", stage)

@@ -12,15 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from guardrails import deep_check, deep_ledgers
-from guardrails.deep_check import check_deeply
-from guardrails.deep_findings import KINDS
-from guardrails.deep_record import MOST_OF_A_KIND, Problem, read_problems, read_times, write_problems, write_times
-from guardrails.deep_trees import Reader
 from guardrails.locks import FileLock
 from guardrails.paths import CODE_DIR, Paths
+from guardrails.report import deep_check, deep_ledgers
+from guardrails.report.deep_check import check_deeply
+from guardrails.report.deep_findings import KINDS
+from guardrails.report.deep_record import (
+    MOST_OF_A_KIND,
+    Problem,
+    read_problems,
+    read_times,
+    write_problems,
+    write_times,
+)
+from guardrails.report.deep_trees import Reader
+from guardrails.report.document import update_document
 from guardrails.signature import take_signature
-from guardrails.state_document import update_document
 from tests.processes import run_unprivileged
 from tests.state.building import SCRIPT, BaseDir, Json, run_tracker
 from tests.state.verifiable import (
@@ -113,7 +120,7 @@ def waiting_file_gone(box: Verifiable) -> None:
 
 
 def index_row(box: Verifiable) -> None:
-    from guardrails import version_records
+    from guardrails.store import version_records
 
     row = {"id": "v001", "stat": version_records._stat(box.paths, "v001"), "row": {"id": "v001", "data": []}}
     text = json.dumps(row)
@@ -553,9 +560,9 @@ def test_what_is_closed_to_the_user_is_not_called_damaged(shared_folder: Path) -
     (box.base / version(1)).chmod(0o000)
     code = (
         "import sys, pathlib\n"
-        "from guardrails.deep_check import check_deeply\n"
+        "from guardrails.report.deep_check import check_deeply\n"
         "from guardrails.paths import Paths\n"
-        "from guardrails.state_document import update_document\n"
+        "from guardrails.report.document import update_document\n"
         "paths = Paths(pathlib.Path(sys.argv[1]))\n"
         "document = update_document(paths, problems=check_deeply(paths).problems)\n"
         "found = {one['id']: one for one in document['warning_details']}\n"
@@ -612,6 +619,6 @@ def test_a_report_does_not_pay_for_it(box: Verifiable, options: list[str]) -> No
     check_deeply(box.paths)
     command = [sys.executable, "-X", "importtime", str(SCRIPT), *options, "--base-dir", str(box.base)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "guardrails.state" in done.stderr
+    assert "guardrails.report.facts" in done.stderr
     for name in ("deep_", "adapter_check", "state_watch", "state_screen", "state_look", "blake3", "rich"):
         assert name not in done.stderr, name

@@ -12,13 +12,13 @@ from typing import Any
 import jsonschema
 import pytest
 
-from guardrails import versions
 from guardrails.config import LOCKED_KEYS
 from guardrails.paths import CODE_DIR, Paths
+from guardrails.report.document import update_document
+from guardrails.report.facts import LOCKED_DEFAULTS, STATUSES, Facts, true_status
+from guardrails.report.schema import SystemState, make_schema
 from guardrails.settings import Config
-from guardrails.state import LOCKED_DEFAULTS, STATUSES, Facts, true_status
-from guardrails.state_document import update_document
-from guardrails.state_schema import SystemState, make_schema
+from guardrails.store import versions
 from tests.state.building import SCRIPT, BaseDir, Json, healthy, run_tracker
 
 GUIDE = CODE_DIR / "docs/STATE_TRACKER_GUIDE.md"
@@ -343,10 +343,10 @@ def test_a_report_imports_nothing_heavy(tmp_path: Path, form: str) -> None:
         check=True,
     )
     imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
-    assert "guardrails.state" in imported
+    assert "guardrails.report.facts" in imported
     heavy = {"pydantic", "rich", "torch", "psutil", "subprocess", "blake3", "dataclasses", "logging", "asyncio"}
     assert not heavy & {name.split(".")[0] for name in imported}
-    assert not {"guardrails.config", "guardrails.manifest", "guardrails.state_schema", "guardrails.gpu"} & imported
+    assert not {"guardrails.config", "guardrails.manifest", "guardrails.report.schema", "guardrails.gpu"} & imported
 
 
 def test_the_script_parses_on_old_pythons_and_stays_thin() -> None:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import pytest
 
 from guardrails.errors import UsageError
-from guardrails.explanations import EXPLANATIONS, Explanation, find_explanation
-from guardrails.findings import CATEGORIES, SEVERITIES
 from guardrails.paths import CODE_DIR
+from guardrails.report.explanations import EXPLANATIONS, Explanation, find_explanation
+from guardrails.report.findings import CATEGORIES, SEVERITIES
 from tests.state.building import BaseDir, healthy, run_tracker
 
 ENTRIES = {entry.family: entry for entry in EXPLANATIONS}

@@ -11,10 +11,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from guardrails.nagios import status_line
-from guardrails.prometheus import make_metrics
-from guardrails.state_schema import SystemState, make_schema
-from guardrails.state_text import report_lines, warning_lines
+from guardrails.report.nagios import status_line
+from guardrails.report.prometheus import make_metrics
+from guardrails.report.schema import SystemState, make_schema
+from guardrails.report.text import report_lines, warning_lines
 from tests.state.building import SCRIPT, BaseDir, Json, healthy, run_tracker
 from tests.state.faces import Figure, read_metrics, read_nagios, read_report
 from tests.state.situations import NAMES, ODD_NAME, situations
@@ -389,9 +389,9 @@ def test_two_forms_at_once_are_a_usage_error(tmp_path: Path, options: list[str])
     [
         (["--json"], None),
         (["--check"], None),
-        (["--nagios"], "guardrails.nagios"),
-        (["--prometheus", "-"], "guardrails.prometheus"),
-        (["--explain", "disk-low"], "guardrails.explanations"),
+        (["--nagios"], "guardrails.report.nagios"),
+        (["--prometheus", "-"], "guardrails.report.prometheus"),
+        (["--explain", "disk-low"], "guardrails.report.explanations"),
     ],
 )
 def test_each_form_pays_for_itself_alone(tmp_path: Path, options: list[str], module: str | None) -> None:
@@ -404,8 +404,8 @@ def test_each_form_pays_for_itself_alone(tmp_path: Path, options: list[str], mod
         check=False,
     )
     imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
-    assert "guardrails.state" in imported
-    faces = {f"guardrails.{name}" for name in ("nagios", "prometheus", "explanations", "state_schema")}
+    assert "guardrails.report.facts" in imported
+    faces = {f"guardrails.report.{name}" for name in ("nagios", "prometheus", "explanations", "schema")}
     assert imported & faces == ({module} if module else set())
-    assert ("guardrails.state_faces" in imported) == (options != ["--json"])
+    assert ("guardrails.report.faces" in imported) == (options != ["--json"])
     assert not {"pydantic", "rich", "psutil", "difflib"} & imported

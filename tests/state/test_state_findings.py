@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from guardrails.findings import CATEGORIES, SEVERITIES, find
 from guardrails.paths import Paths
-from guardrails.state import Facts
-from guardrails.state_document import update_document
+from guardrails.report.document import update_document
+from guardrails.report.facts import Facts
+from guardrails.report.findings import CATEGORIES, SEVERITIES, find
+from guardrails.report.values import GIB
 from guardrails.state_io import format_utc
-from guardrails.state_values import GIB
 from tests.state.building import BaseDir, Json, healthy
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from guardrails import findings
-from guardrails.explanations import EXPLANATIONS
 from guardrails.paths import CODE_DIR
+from guardrails.report import findings
+from guardrails.report.explanations import EXPLANATIONS
 from tests.state.building import healthy, run_tracker
 
 GUIDE = (CODE_DIR / "docs/STATE_TRACKER_GUIDE.md").read_text("utf-8")

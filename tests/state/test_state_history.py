@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from guardrails import state_database
 from guardrails.paths import CODE_DIR, Paths
-from guardrails.state_database import NEWS, Database, Row, open_to_write
-from guardrails.state_history import ask, record
-from guardrails.state_parts import dump_parts, split
-from guardrails.state_past import read_entries
+from guardrails.report import database as state_database
+from guardrails.report.database import NEWS, Database, Row, open_to_write
+from guardrails.report.history import ask, record
+from guardrails.report.parts import dump_parts, split
+from guardrails.report.past import read_entries
 from tests.state.building import SCRIPT, BaseDir, Json, healthy, run_tracker
 
 DOCUMENT = json.loads((CODE_DIR / "tests/data/state_diff/training.json").read_text("utf-8"))
@@ -159,8 +159,8 @@ def test_without_news_no_database_is_opened(tmp_path: Path) -> None:
             check=True,
         )
         imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
-        assert "guardrails.state_history" in imported
-        assert not {"sqlite3", "zlib", "guardrails.state_database"} & imported
+        assert "guardrails.report.history" in imported
+        assert not {"sqlite3", "zlib", "guardrails.report.database"} & imported
     assert len(rows_of(box.paths)) == 1
 
 

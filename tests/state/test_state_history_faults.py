@@ -15,15 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from guardrails import state_database, state_history
 from guardrails.errors import DamagedStateError
 from guardrails.locks import FileLock
 from guardrails.paths import CODE_DIR, Paths
-from guardrails.state_database import Database, open_to_write
-from guardrails.state_history import ask, record
-from guardrails.state_parts import dump_parts, split
-from guardrails.state_past import read_entries
-from guardrails.state_schema import SystemState
+from guardrails.report import database as state_database
+from guardrails.report import history as state_history
+from guardrails.report.database import Database, open_to_write
+from guardrails.report.history import ask, record
+from guardrails.report.parts import dump_parts, split
+from guardrails.report.past import read_entries
+from guardrails.report.schema import SystemState
 from tests.disks import as_root, mounted, read_only
 from tests.processes import count_calls, run_killed, run_python, run_unprivileged
 from tests.state.building import SCRIPT, BaseDir, healthy, run_tracker
@@ -36,7 +37,7 @@ import json, sys
 from pathlib import Path
 from guardrails.errors import BusyError
 from guardrails.paths import Paths
-from guardrails.state_history import record
+from guardrails.report.history import record
 document = json.loads(Path({str(FROZEN)!r}).read_text("utf-8"))
 for steps in map(int, sys.argv[2:]):
     document["current_model"]["training_steps"] = steps
@@ -313,8 +314,8 @@ def test_a_status_folder_that_cannot_be_written_is_a_warning(shared_folder: Path
         path.chmod(0o644)
     code = (
         "import sys; from pathlib import Path; from guardrails.paths import Paths\n"
-        "from guardrails.state_document import update_document\n"
-        "from guardrails.state_past import read_entries\n"
+        "from guardrails.report.document import update_document\n"
+        "from guardrails.report.past import read_entries\n"
         "paths = Paths(Path(sys.argv[1]))\n"
         "found = {d['id']: d for d in update_document(paths)['warning_details']}\n"
         "assert 'state-file-unwritable' not in found, found\n"

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from guardrails.paths import CODE_DIR
-from guardrails.state_text import warning_lines
+from guardrails.report.text import warning_lines
 from tests.state.building import Json, healthy
 
 pytestmark = pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from guardrails.state_look import MOST_VERSIONS, OLDEST_VERSIONS, TerminalLook
-from guardrails.state_text import Look, plain_style, report_lines
-from guardrails.terminal_text import count_cells
+from guardrails.report.look import MOST_VERSIONS, OLDEST_VERSIONS, TerminalLook
+from guardrails.report.terminal_text import count_cells
+from guardrails.report.text import Look, plain_style, report_lines
 from tests.state.building import SCRIPT, BaseDir, Json, healthy, run_tracker
 from tests.state.situations import NAMES, situations
 from tests.terminals import show

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrails.findings import find
-from guardrails.nagios import status_line
 from guardrails.paths import CODE_DIR, Paths
-from guardrails.state import Facts
-from guardrails.state_document import build_report
-from guardrails.state_values import GIB
+from guardrails.report.document import build_report
+from guardrails.report.facts import Facts
+from guardrails.report.findings import find
+from guardrails.report.nagios import status_line
+from guardrails.report.values import GIB
 from tests.state.building import SCRIPT, Json, healthy, run_tracker
 from tests.state.faces import is_alarm, read_nagios
 from tests.state.situations import ODD_NAME
@@ -87,7 +87,7 @@ def test_an_error_with_json_is_the_usual_object_with_the_code_for_unknown(tmp_pa
 def test_a_bug_is_unknown_and_keeps_its_traceback(tmp_path: Path) -> None:
     code = (
         "import runpy, sys\n"
-        "import guardrails.state_document as module\n"
+        "import guardrails.report.document as module\n"
         "def update_report(paths): raise ZeroDivisionError('a | b')\n"
         "module.update_report = update_report\n"
         f"sys.argv = ['state_tracker.py', '--nagios', '--base-dir', {str(tmp_path)!r}]\n"

@@ -14,12 +14,12 @@ import pytest
 
 from guardrails.errors import UsageError
 from guardrails.paths import CODE_DIR, Paths
-from guardrails.state_diff import Change, explain, find_differences, summarize
-from guardrails.state_history import record
-from guardrails.state_history_text import diff_lines, history_lines, sparkline
-from guardrails.state_moments import parse_since, parse_time
-from guardrails.state_parts import dump_parts, split
-from guardrails.state_past import choose_sides, find_words_since_healthy, read_entries
+from guardrails.report.diff import Change, explain, find_differences, summarize
+from guardrails.report.history import record
+from guardrails.report.history_text import diff_lines, history_lines, sparkline
+from guardrails.report.moments import parse_since, parse_time
+from guardrails.report.parts import dump_parts, split
+from guardrails.report.past import choose_sides, find_words_since_healthy, read_entries
 from tests.state.building import SCRIPT, BaseDir, Json, healthy
 from tests.state.test_state_report import on_terminal
 from tests.warm import Done, Warm

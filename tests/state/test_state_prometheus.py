@@ -15,7 +15,7 @@ import pytest
 from guardrails import __version__
 from guardrails.errors import OperationError
 from guardrails.paths import CODE_DIR
-from guardrails.prometheus import make_metrics, write_metrics
+from guardrails.report.prometheus import make_metrics, write_metrics
 from tests.disks import as_root, mounted
 from tests.state.building import SCRIPT, healthy, run_tracker
 from tests.state.faces import read_metrics

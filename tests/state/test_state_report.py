@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from guardrails import __version__
-from guardrails.findings import CATEGORIES
+from guardrails.report.findings import CATEGORIES
 from tests.state.building import SCRIPT, BaseDir, healthy, run_tracker
 
 SECTIONS = ["CURRENT MODEL:", "VERSIONS:", "CONFIG:", "TRAINING STATUS:", "DAEMON:", "DISK SPACE:", "WARNINGS:"]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from guardrails.report.schema import SystemState
 from guardrails.state_io import write_json
-from guardrails.state_schema import SystemState
 from tests.state.building import SCRIPT, BaseDir, healthy, run_tracker
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from docs.generate import GUIDE, fill, make_guide
 from docs.typescript import make_interface
+from guardrails.report.schema import make_schema
 from guardrails.state_io import SCHEMA_VERSION, read_json
-from guardrails.state_schema import make_schema
 from tests.state.building import BaseDir, Json, healthy
 from tests.state.situations import situations
 

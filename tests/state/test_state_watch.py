@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrails.loss_curve import MOST_BYTES, LossCurve
-from guardrails.state_screen import Sight, draw_screen
-from guardrails.state_watch import ENTER, LEAVE, REST_FACTOR, _rest
-from guardrails.state_words import say_age, say_seconds
-from guardrails.terminal_text import count_cells, cut, draw_bar, draw_curve
+from guardrails.report.loss_curve import MOST_BYTES, LossCurve
+from guardrails.report.screen import Sight, draw_screen
+from guardrails.report.terminal_text import count_cells, cut, draw_bar, draw_curve
+from guardrails.report.watch import ENTER, LEAVE, REST_FACTOR, _rest
+from guardrails.report.words import say_age, say_seconds
 from tests.box import Box
 from tests.state.building import SCRIPT, BaseDir, Json, run_tracker
 from tests.state.situations import NAMES, ODD_NAME, situations

@@ -11,7 +11,7 @@ from guardrails.config_lock import combine_hashes
 from guardrails.manifest import hash_file
 from guardrails.queue_records import Record, write_record
 from guardrails.state_io import format_utc, read_json
-from guardrails.version_records import read_index, remember_versions
+from guardrails.store.version_records import read_index, remember_versions
 from tests.processes import wait_until
 from tests.state.building import BaseDir, Json
 
