@@ -330,7 +330,12 @@ def config_check(invocation: Invocation) -> None:
         click.echo(describe_approval(record))
 
 
-@config.command("set", help="Change one value and leave the rest of the file as it stands.")
+# A value may begin with a minus.
+@config.command(
+    "set",
+    help="Change one value and leave the rest of the file as it stands.",
+    context_settings={"ignore_unknown_options": True},
+)
 @click.argument("key")
 @click.argument("value")
 @common_options

@@ -36,6 +36,7 @@ from guardrails.cli import (
     show_name,
     version_option,
 )
+from guardrails.errors import OperationError
 from guardrails.intake import Intake, add_file, inspect_inbox, process_inbox
 from guardrails.paths import PRIORITIES, QUEUE_STATES, Paths
 from guardrails.queue import remove, retry, set_priority
@@ -285,6 +286,8 @@ def history(invocation: Invocation, name: str | None) -> None:
     paths = invocation.paths
     only = find_name(paths, name) if name else None
     chosen = [record for record in all_records(paths) if only in (None, record.name)]
+    if only and not chosen:
+        raise OperationError(f"there is no data file {only} in the queue", "see what there is: training_queue.py list")
     rows = [{"name": record.name, **event} for record in chosen for event in record.events]
     rows.sort(key=lambda row: row["at"] or "")
     if invocation.as_json:

@@ -30,8 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.loop import Figure, median_figure, print_figures, say
-from benchmarks.state_tracker import VENV_PYTHON
+from benchmarks.figures import VENV_PYTHON, Figure, median_figure, print_figures, say
 from guardrails.cli import print_table
 from guardrails.paths import CODE_DIR
 from tests.guard.worlds import Case, World, load_corpus

@@ -11,7 +11,6 @@ at random moments of the poll interval. For the training step see ``benchmarks.s
 The short form leaves out what only a quiet machine can tell.
 """
 
-import argparse
 import json
 import random
 import resource
@@ -29,8 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import step
-from benchmarks.state_tracker import VENV_PYTHON, median_interval
-from guardrails.cli import print_table
+from benchmarks.figures import VENV_PYTHON, Figure, median_figure, parse_short, print_figures, say
 from guardrails.paths import CODE_DIR, Paths
 from guardrails.queue_records import read_record, write_record
 from guardrails.settings import Config
@@ -61,37 +59,6 @@ SHORT_CPU_PERCENT = 5.0
 SHORT_STEP_SPARE_SECONDS = 0.005
 
 
-class Figure(NamedTuple):
-    """One measured number beside its limit (None: none is set); ``interval`` is the 95 % one of a median."""
-
-    name: str
-    value: float
-    unit: str
-    limit: float | None = None
-    interval: tuple[float, float] | None = None
-
-    def is_missed(self) -> bool:
-        return self.limit is not None and self.value > self.limit
-
-    def row(self) -> list[str]:
-        interval = "[{:.2f}, {:.2f}]".format(*self.interval) if self.interval else ""
-        limit = "" if self.limit is None else f"{self.limit:.2f}"
-        verdict = "" if self.limit is None else "MISSED" if self.is_missed() else "ok"
-        return [self.name, f"{self.value:.2f}", interval, limit, self.unit, verdict]
-
-
-def print_figures(figures: list[Figure]) -> int:
-    """The table; 1 if a limit was missed."""
-    columns = ["FIGURE", "VALUE", "95 % INTERVAL", "LIMIT", "UNIT", "VERDICT"]
-    print_table(columns, [figure.row() for figure in figures], right=["VALUE", "LIMIT"])
-    return int(any(figure.is_missed() for figure in figures))
-
-
-def median_figure(name: str, values: list[float], unit: str, limit: float | None = None) -> Figure:
-    median, low, high = median_interval(values)
-    return Figure(name, median, unit, limit, (low, high))
-
-
 def measure(*, short: bool = False) -> list[Figure]:
     """All figures of this module; a line on stderr before each part."""
     step.prepare_process()
@@ -115,10 +82,6 @@ def measure(*, short: bool = False) -> list[Figure]:
             figures += measure_take_up(box, poll_seconds)
         figures += measure_step(trainers, folder, short=short)
     return figures
-
-
-def say(what: str) -> None:
-    print(f"{what} ...", file=sys.stderr, flush=True)
 
 
 # The daemon
@@ -313,13 +276,6 @@ def step_figures(trainers: Executor, folder: Path, size: step.Size, count: int, 
         max(spare, STEP_SPARE_SHARE * bare) * 1000,
     )
     return [added, Figure("  the same, of the bare step", added.value / bare / 10, "%")]
-
-
-def parse_short() -> bool:
-    """Whether the command line asks for the short form."""
-    parser = argparse.ArgumentParser(description="Measure what the toolkit costs; exit code 1 if a limit is missed.")
-    parser.add_argument("--short", action="store_true", help="only what holds on a busy machine, in seconds")
-    return bool(parser.parse_args().short)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.state_tracker import VENV_PYTHON
+from benchmarks.figures import VENV_PYTHON
 from guardrails.paths import CODE_DIR, Paths
 
 WEIGHTS = "adapter_model.safetensors"

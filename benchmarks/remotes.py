@@ -16,9 +16,8 @@ from pathlib import Path
 
 import botocore.session
 
-from benchmarks.loop import Figure, parse_short, print_figures, say
+from benchmarks.figures import VENV_PYTHON, Figure, parse_short, print_figures, say
 from benchmarks.peers import Toolkit
-from benchmarks.state_tracker import VENV_PYTHON
 from benchmarks.storage import CHANGING_SHARE, GIGABYTE, write_model, write_weights
 from guardrails.paths import CODE_DIR
 from guardrails.store.remotes import PIECE_BYTES

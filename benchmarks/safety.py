@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.loop import Figure, say
+from benchmarks.figures import Figure, say
 from benchmarks.peers import WEIGHTS, Tool, Toolkit, is_installed
 from guardrails.cli import print_table
 from guardrails.filesystem import remove_tree

@@ -32,9 +32,8 @@ from typing import NamedTuple
 from blake3 import blake3
 
 from benchmarks import safety
-from benchmarks.loop import Figure, median_figure, print_figures, say
+from benchmarks.figures import VENV_PYTHON, Figure, cpu_seconds, median_figure, print_figures, say
 from benchmarks.peers import PEERS, WEIGHTS, Borg, Dvc, Restic, Rsync, Toolkit, is_installed
-from benchmarks.state_tracker import VENV_PYTHON, cpu_seconds
 from guardrails.filesystem import free_bytes, remove_tree
 from guardrails.manifest import hash_file
 from guardrails.paths import Paths

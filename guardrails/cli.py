@@ -60,6 +60,8 @@ pass_invocation = click.make_pass_decorator(Invocation, ensure=True)
 
 def _remember(context: click.Context, parameter: click.Parameter, value: object) -> None:
     invocation = context.find_root().ensure_object(Invocation)
+    if value == "":
+        raise click.BadParameter("it is empty", context, parameter)
     if value:
         setattr(invocation, str(parameter.name), value)
 
@@ -372,6 +374,8 @@ def _exit_code(command: click.Command, report: Report) -> int:
         return result if isinstance(result, int) else 0
     except click.exceptions.Abort:
         return report("interrupted", "nothing was left half done; run the command again", 130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        return report("which command?", f"{error.ctx.command_path} --help" if error.ctx else "--help", error.exit_code)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f"{context.command_path} --help" if context else "--help lists what there is"

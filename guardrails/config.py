@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from guardrails.errors import ConfigError
 from guardrails.paths import Paths
-from guardrails.state_io import dump_json, write_text
+from guardrails.state_io import dump_json, read_file, write_text
 
 if TYPE_CHECKING:
     from guardrails.settings import Config
@@ -50,7 +50,7 @@ def read_config_text(paths: Paths) -> str:
         ConfigError: it is missing or unreadable.
     """
     try:
-        return paths.config.read_text(encoding="utf-8")
+        return read_file(paths.config).decode()
     except FileNotFoundError:
         raise ConfigError(
             f"{paths.config} is missing", "restore it from your own copy, or make a new one: training_daemon.py --init"

@@ -108,6 +108,8 @@ def find_damage(root: Path, files: Iterable[FileEntry], *, hash_of: Callable[[Pa
     """
     problems: list[str] = []
     expected = {entry["path"]: entry for entry in files}
+    if root.is_symlink():
+        return [f"{root} is a symbolic link"]
     try:
         present = set(list_files(root))
     except (FileNotFoundError, NotADirectoryError):

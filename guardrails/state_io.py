@@ -3,9 +3,11 @@
 The recipe of every write: a temporary file beside the target, fsync, rename, fsync of the folder.
 """
 
+import errno
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,6 +128,22 @@ def append_lines(path: Path, text: str) -> None:
     fsync_folder(path.parent)
 
 
+def read_file(path: Path, most_bytes: int = -1) -> bytes:
+    """The content of a regular file, or its first ``most_bytes``.
+
+    Raises:
+        OSError: it cannot be read; also if it is a pipe, which would be waited at for ever.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read(most_bytes)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read_json(path: Path, required: Mapping[str, Any] = NOTHING) -> dict[str, Any] | None:
     """The state document at ``path``; None only if there is no such file.
 
@@ -134,8 +152,7 @@ def read_json(path: Path, required: Mapping[str, Any] = NOTHING) -> dict[str, An
             schema. The file is left as it is: damaged state is never taken for fresh state.
     """
     try:
-        with open(path, "rb") as file:
-            content = file.read(MAX_STATE_BYTES + 1)
+        content = read_file(path, MAX_STATE_BYTES + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -157,9 +174,8 @@ def read_json(path: Path, required: Mapping[str, Any] = NOTHING) -> dict[str, An
             "update the toolkit; the file was left untouched",
         )
     if wrong := [key for key, kind in required.items() if not isinstance(document.get(key), kind)]:
-        raise DamagedStateError(
-            f"{path} is damaged: {', '.join(wrong)} missing or of a wrong type", _damaged_hint(path)
-        )
+        message = f"{', '.join(wrong)} missing or of a wrong type"
+        raise DamagedStateError(f"{path} is damaged: {message}", _damaged_hint(path)) from TypeError(message)
     return document
 
 

@@ -15,11 +15,11 @@ IMAGE_BYTES = 320 << 20
 
 
 @contextmanager
-def mounted(kind: str, folder: Path) -> Iterator[Path]:
-    """An empty ``xfs`` or ``btrfs`` on a loop device, or a ``tmpfs`` of 2 MiB, below ``folder``."""
+def mounted(kind: str, folder: Path, size: str = "2m") -> Iterator[Path]:
+    """An empty ``xfs`` or ``btrfs`` on a loop device, or a ``tmpfs`` of this size, below ``folder``."""
     disk, image = folder / "disk", folder / "image"
     disk.mkdir()
-    command = ["mount", "-t", kind, "-o", "size=2m", kind, str(disk)]
+    command = ["mount", "-t", kind, "-o", f"size={size}", kind, str(disk)]
     if kind != "tmpfs":
         if shutil.which(f"mkfs.{kind}") is None:
             pytest.skip(f"no mkfs.{kind} here")

@@ -70,3 +70,17 @@ def test_usage_errors_exit_2_and_are_json_when_asked(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith('{"error": ')
+
+
+@pytest.mark.parametrize("script", ["model_versioner.py", "training_controller.py", "training_queue.py"])
+def test_without_a_command_it_asks_for_one(script: str) -> None:
+    done = subprocess.run([sys.executable, str(CODE_DIR / script)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: which command?\nhint: {script} --help\n"
+
+
+def test_an_empty_base_dir_is_not_the_scripts_own() -> None:
+    command = [sys.executable, str(CODE_DIR / "state_tracker.py"), "--check", "--base-dir", ""]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: Invalid value for '--base-dir': it is empty\nhint: ")

@@ -1,6 +1,7 @@
 """``config show|check|set|approve``: one value changes, locked ones only by a person at a terminal."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def test_setting_a_value_leaves_every_other_character_as_it_stood(locked: Box) -
     locked.run("training_controller.py", "config", "set", "epochs", "2")
     assert locked.json("training_controller.py", "config", "show")["epochs"] == 2
     before = locked.paths.config.read_text()
-    for key, value in (("epochs", "0"), ("epoch", "1"), ("backup", "sometimes")):
+    for key, value in (("epochs", "-1"), ("epochs", "0"), ("epoch", "1"), ("backup", "sometimes")):
         assert locked.run("training_controller.py", "config", "set", key, value, code=10).stderr.count("\n") == 2
     assert locked.paths.config.read_text() == before
 
@@ -97,3 +98,10 @@ def test_checking_the_config_writes_nothing(locked: Box) -> None:
     locked.run("training_controller.py", "config", "show")
     locked.run("training_controller.py", "status")
     assert sorted(locked.paths.base.rglob("*")) == before
+
+
+def test_a_pipe_in_the_configs_place_is_refused_and_not_waited_for(locked: Box) -> None:
+    locked.paths.config.unlink()
+    os.mkfifo(locked.paths.config)
+    done = locked.run("training_controller.py", "config", "check", code=10)
+    assert done.stderr.startswith(f"error: cannot read {locked.paths.config}: not a regular file\n")

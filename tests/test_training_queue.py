@@ -127,7 +127,7 @@ def test_a_file_in_training_is_busy(shell: Shell) -> None:
     assert RUN in shell.do("status")
 
 
-@pytest.mark.parametrize("command", ["remove", "retry"])
+@pytest.mark.parametrize("command", ["remove", "retry", "history"])
 def test_a_name_that_does_not_exist_is_one_line_and_a_hint(shell: Shell, command: str) -> None:
     done = shell.run(command, "none\n.jsonl")
     assert (done.returncode, done.stdout) == (1, "")

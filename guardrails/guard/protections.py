@@ -23,7 +23,7 @@ WIRING = {
 BEFORE_SHELL = ("PreToolUse", "BeforeTool", "beforeShellExecution", "preToolUse")
 CLAUDE_SETTINGS = (".claude/settings.json", ".claude/settings.local.json")
 MANAGED_SETTINGS = "/etc/claude-code/managed-settings.json"
-CODEX_OFF = re.compile(r"^\s*(?:codex_)?hooks\s*=\s*false", re.MULTILINE)
+CODEX_OFF = re.compile(r"^[^\S\n]*(?:codex_)?hooks\s*=\s*false.*\n?", re.MULTILINE)
 MOST_CHARACTERS = 1 << 20
 SCHEMA_VERSION = 1
 
@@ -195,7 +195,7 @@ def put_wiring_back(base: str, wiring: Wiring) -> str | None:
         replace_text(wiring.path, text, 0o644)
         done.append(f"put {wiring.path} back as it was when it worked")
         switch = find_switch(wiring.agent, wiring.home)
-    if switch and switch.endswith(".json") and (text := _without_switch(switch)) is not None:
+    if switch and (text := _without_switch(switch)) is not None:
         keep_aside(base, switch)
         replace_text(switch, text)
         done.append(f"took the switch out of {switch}")
@@ -215,6 +215,8 @@ def _read_committed(wiring: Wiring) -> str | None:
 
 
 def _without_switch(path: str) -> str | None:
+    if path.endswith(".toml"):
+        return CODEX_OFF.sub("", read_text(path) or "")
     settings = read_object(path)
     if settings is None:
         return None

@@ -34,6 +34,10 @@ BLOCK_BYTES = 8 << 20
 LORA_NAME = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])\.(?:\w+\.)?weight")
 
 
+class TornError(ValueError):
+    """A safetensors file ends before its header says."""
+
+
 class Tensor(NamedTuple):
     """One tensor of a safetensors file; ``start`` and ``end`` are offsets in the file."""
 
@@ -113,8 +117,19 @@ def read_header(path: Path) -> list[Tensor]:
             raise ValueError(f"the place of {tensor.name} in it is not where its header says")
         position = tensor.end
     if position != size:
-        raise ValueError(f"{size} bytes instead of {position}")
+        raise (TornError if size < position else ValueError)(f"{size} bytes instead of {position}")
     return tensors
+
+
+def is_torn(path: Path) -> bool:
+    """Whether a safetensors file ends before its header says; any other file counts as what it is."""
+    try:
+        read_header(path)
+    except TornError:
+        return True
+    except (ValueError, OSError):
+        pass
+    return False
 
 
 def _find_odd_shapes(tensors: list[Tensor], settings: dict[str, Any]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from guardrails.queue_records import ENDED
 from guardrails.report.deep_record import Problem, is_replaced, is_touched
 from guardrails.report.facts import Facts
-from guardrails.report.findings import Finding, command, first_of, quote
+from guardrails.report.findings import Finding, command, first_of, move_away, quote
 from guardrails.report.values import text
 
 # What a finding is made of: the facts, what it is about, in which words, when they were last found so.
@@ -25,6 +25,9 @@ def find_remembered(facts: Facts, problems: Sequence[Problem]) -> Iterator[Findi
     for (kind, subject), group in groups.items():
         words = sorted({text(problem.words) for problem in group})
         finding = KINDS[kind](facts, text(subject), words, max(text(problem.at) for problem in group))
+        damaged_records = [path for problem in group if not problem.absent for path in problem.present]
+        if kind == "queue-record-missing" and damaged_records:
+            finding.hint = "; ".join(move_away(str(facts.paths.base / path)) for path in damaged_records)
         if any(is_touched(facts.paths, problem) for problem in group):
             finding.hint = command(facts, "state_tracker.py", "--deep")
         yield finding

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from guardrails.errors import BusyError, DamagedStateError
 from guardrails.paths import SANDBOX, Paths
 from guardrails.report.facts import LOCKED_DEFAULTS, Facts, gather, has_adapter, training_steps, true_status
-from guardrails.report.findings import Finding, find, is_under_way, quote, verdict, worst_first
+from guardrails.report.findings import Finding, find, is_under_way, look_at, quote, verdict, worst_first
 from guardrails.report.history import record
 from guardrails.report.memory import ReportMemory
 from guardrails.report.report import Report
@@ -56,7 +56,7 @@ def update_report(paths: Paths, now: float | None = None, problems: "list[Proble
     except OSError as error:
         name = paths.system_state.name
         message = f"{name} could not be written: {error.strerror or error}"
-        hint = f"df -h {quote(str(paths.base))}; ls -ld {quote(str(paths.base))} {quote(str(paths.system_state))}"
+        hint = look_at(paths.base, str(paths.system_state))
         # The history's trouble, if it has any, is the same one.
         findings = [finding for finding in findings if finding.id != "history-unwritable"]
         severity = "info" if is_as_it_should_be(error) else "warning"
@@ -110,7 +110,7 @@ def _record(facts: Facts, found: list[Finding], previous: Json) -> tuple[list[Fi
             reason = error.strerror or str(error)
             severity = "info" if is_as_it_should_be(error) else "warning"
         break
-    hint = f"df -h {quote(str(paths.status))}; ls -ld {quote(str(paths.status))} {quote(str(paths.state_history))}*"
+    hint = look_at(paths.status, *(f"{paths.state_history}{suffix}" for suffix in ("", "-wal", "-shm")))
     problem = Finding("history-unwritable", "disk", severity, f"{name} could not be written: {reason}", hint)
     findings = worst_first([*findings, problem])
     return findings, build_report(facts, findings, previous)

@@ -40,6 +40,10 @@ ANOTHER_DISK = "`python3 training_controller.py config set backup_dir /path/on/a
 BACK_UP = "`python3 backup_manager.py backup current_model/`"
 FREE_SPACE = "see what takes it: `du -xhd2 . | sort -h`"
 REPAIR = "`python3 model_versioner.py repair`"
+HEAL_BACKUP = (
+    f"{REPAIR} heals it from the version; where nothing else has those bytes, all that is left is to move it away:"
+    " `mv models/backups/bNNN models/backups/bNNN.damaged`"
+)
 
 EXPLANATIONS = (
     # model
@@ -61,16 +65,19 @@ EXPLANATIONS = (
         "`current_model/` is there, without an adapter that loads: `adapter_config.json` or the weights are not in it.",
         "After a consolidation that is as it should be, since the base model holds what was trained. At any other time"
         " the model would answer as if nothing had been trained.",
-        "expected after a consolidation; else `python3 model_versioner.py list`, then restore one",
+        "expected after a consolidation; else `python3 model_versioner.py list`, then one of them:"
+        " `python3 model_versioner.py restore V`",
     ),
     Explanation(
         "model-missing",
         "model",
         "critical",
-        "current_model/ is missing; it was v003",
-        "Something other than this toolkit deleted or moved the folder; which version it was is remembered.",
+        "current_model/ is missing (or: is empty); it was v003",
+        "Something other than this toolkit deleted or moved the folder, or all in it; which version it was is"
+        " remembered.",
         "Nothing can train or use the model until it is back. The version itself is a copy of its own.",
-        "`python3 model_versioner.py restore v003`",
+        "`python3 model_versioner.py restore v003`; where that version is gone as well, before it"
+        " `python3 model_versioner.py repair v003`",
     ),
     Explanation(
         "model-changed",
@@ -80,8 +87,9 @@ EXPLANATIONS = (
         "Names, sizes, time stamps or inodes in `current_model/` are not those that it was saved with. With `may have"
         " changed` only stamps differ, as after a copy of the base dir.",
         "The next file trains on what lies there now, and the change exists nowhere else yet.",
-        "`python3 model_versioner.py create` saves it as it is, or finds that its bytes are the same; `rollback` takes"
-        " the change back",
+        "`python3 model_versioner.py create` saves it as it is, or finds that its bytes are the same; `python3"
+        " model_versioner.py rollback --by-hand` takes the change back, as it has to where a file is torn. A link or a"
+        " pipe in it, which the fix command lists, has to go first: put the file there that it stands for",
     ),
     Explanation(
         "model-unsaved",
@@ -90,7 +98,8 @@ EXPLANATIONS = (
         "current_model/ is no saved version",
         "There are versions, but `current_model/` is none of them, or the one that it was has been removed.",
         "It is the only copy of itself: a deletion or a bad disk would take it.",
-        "`python3 model_versioner.py create`",
+        "`python3 model_versioner.py create`; where a file of it is torn, `python3 model_versioner.py rollback"
+        " --by-hand`",
     ),
     Explanation(
         "change-under-way",
@@ -148,7 +157,7 @@ EXPLANATIONS = (
         "Error reading config: …",
         "`config.json` is there and cannot be used: it is no JSON, has a key twice, or a value of a wrong type.",
         "The daemon refuses to train with it (exit 10), and locked values cannot be checked.",
-        "correct it; `python3 -m json.tool config.json` points at the place",
+        "`python3 training_controller.py config check` names the place or the key; correct it",
     ),
     Explanation(
         "config-no-base-model",
@@ -206,7 +215,8 @@ EXPLANATIONS = (
         "Time stamps or inodes of the base model's files are new, sizes are as they were: a copy, a `touch`, or another"
         " model of the same size.",
         "Only its bytes tell. The next pre-flight reads them, and stops if they differ.",
-        "`python3 training_controller.py config check` reads it again",
+        "`python3 training_controller.py config check` reads it again; if that finds nothing,"
+        " `rm status/base_model_stat.json` forgets the old stamps",
     ),
     Explanation(
         "guard-layer-off:LAYER",
@@ -216,7 +226,8 @@ EXPLANATIONS = (
         "A layer of protection was seen at work here and no longer can be: an agent's hook, its sandbox, bubblewrap, or"
         " the read-only modes of versions.",
         "What it stopped is not stopped any more, and whoever works here may count on it.",
-        "`python3 training_controller.py doctor --repair`, or for `read-only` `python3 model_versioner.py repair v003`;"
+        "`python3 training_controller.py doctor --repair`, which names what is left for you, as"
+        " `apt install bubblewrap`; for `read-only` `python3 model_versioner.py repair v003`;"
         " if it is meant, delete `status/protections.json`",
     ),
     Explanation(
@@ -248,7 +259,7 @@ EXPLANATIONS = (
         " with `config.json`.",
         "The lock would let a run pass that mixes two settings, or two base models, in one adapter.",
         "`python3 training_controller.py config check` lists the approvals; put the lock's old text back, or set the"
-        " value as a person: `python3 training_controller.py config set KEY VALUE`",
+        " value on record as a person: `python3 training_controller.py config set KEY VALUE`",
     ),
     # daemon
     Explanation(
@@ -313,7 +324,8 @@ EXPLANATIONS = (
         "the clock moved back: the last report or version is of 2026-11-21T10:00:00Z",
         "The clock is more than a minute behind the last report or the newest version.",
         "What goes by time is not to be trusted: ages, daily backups, what `prune` keeps.",
-        "`timedatectl status`",
+        "`date -u +%Y-%m-%dT%H:%M:%SZ` shows what it says now; set it right (`timedatectl set-ntp true`). If it is"
+        " right, and was ahead before, this goes when that time has come",
     ),
     Explanation(
         "queue-file-missing",
@@ -332,7 +344,9 @@ EXPLANATIONS = (
         "data files have no record that can be read: math.jsonl in queue/completed/",
         "A data file lies where only a command puts one, and its record is missing or damaged.",
         "Which run and version it went into, and whether its bytes are still those, is not known any more.",
-        "`python3 training_queue.py list` shows it; moved into `inbox/` it is taken as new, a duplicate set aside",
+        "a damaged record is moved away first: `mv queue/.records/NAME.json queue/.records/NAME.json.damaged`."
+        " `python3 training_queue.py list` shows the file; moved into `inbox/` it is taken as new, a duplicate set"
+        " aside",
     ),
     Explanation(
         "queue-data-changed",
@@ -341,7 +355,8 @@ EXPLANATIONS = (
         "completed data files are not what was trained: math.jsonl; read at 2026-11-21T10:00:00Z",
         "The last deep check read other bytes, or another size, than the run that trained the file.",
         "The model is not touched by that, but the file no longer tells what the model learned.",
-        "put the original back if there is one; the changed file can be trained when it is put into `inbox/`",
+        "put the original back if there is one, and let `python3 state_tracker.py --deep` read it; the changed file can"
+        " be trained when it is put into `inbox/`",
     ),
     Explanation(
         "queue-version-mismatch",
@@ -350,7 +365,8 @@ EXPLANATIONS = (
         "queue and versions do not agree: math.jsonl is completed as v003, which was trained on chats.jsonl",
         "What a record says of a data file and what a version says of its data exclude each other.",
         "A file may be trained twice, or never. One of the two was edited, or comes from another base dir.",
-        "`python3 training_queue.py history NAME` and `python3 model_versioner.py lineage V` show both sides",
+        "`python3 training_queue.py history NAME` and `python3 model_versioner.py lineage V` show both sides; put the"
+        " wrong one right, as a rule the record, with an editor: `queue/.records/NAME.json`",
     ),
     # disk
     Explanation(
@@ -417,7 +433,9 @@ EXPLANATIONS = (
         "cannot read …, or … is damaged",
         "A state file or folder is there and cannot be read, is torn, or was written by a newer toolkit.",
         "Damaged is never taken for fresh, so commands that need it refuse (exit 30) instead of guessing.",
-        "as it says; nothing is overwritten meanwhile",
+        "damaged: docs/recovery.md says what the file held; then `mv PATH PATH.damaged`. Not readable: mend the"
+        " permissions or the disk, `ls -ld PATH`. Of a newer toolkit: update this one. Nothing is overwritten"
+        " meanwhile",
     ),
     # backup
     Explanation(
@@ -446,7 +464,7 @@ EXPLANATIONS = (
         "backup b002 is damaged: …",
         "Names or sizes of a backup's files are not as recorded, or its record cannot be read.",
         "It does not count as a second copy any more.",
-        f"{REPAIR} heals it from the version",
+        HEAL_BACKUP,
     ),
     Explanation(
         "backup-missing",
@@ -514,7 +532,7 @@ EXPLANATIONS = (
         "bytes of backup b002 are damaged: model/adapter_model.safetensors has other bytes than were saved; …",
         "The last deep check read the backup from the disk, and its bytes are not those that were saved.",
         "It heals nothing, although names and sizes look well.",
-        f"{REPAIR} heals it from the version",
+        HEAL_BACKUP,
     ),
     Explanation(
         "version-gone:vNNN",

@@ -7,6 +7,7 @@ whatever lies in the files, however odd: what cannot be read is named in ``Facts
 import json
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from guardrails.report.saved_trees import SavedTree, describe
 from guardrails.report.shelf import Place, Shelf, empty_shelf, read_shelf
 from guardrails.report.values import Json, integer, text
 from guardrails.signature import Signature, take_model_signature, take_signature
-from guardrails.state_io import read_json
+from guardrails.state_io import NOTHING, read_file, read_json
 
+LOCK_KEYS = {"locked": dict, "base_model_fingerprint": dict}
 # As in guardrails.config, which imports too much for a report; a test holds them equal.
 LOCKED_DEFAULTS: dict[str, object] = {"max_length": 2048, "base_model": None, "model_name": "model"}
 
@@ -29,6 +31,8 @@ STATUSES = ("idle", "training", "paused", "stopping", "stopped", "error")
 LIVE_STATUSES = ("training", "paused", "stopping")
 # For a status file that is missing or unusable: what the daemon's own state means.
 STATUS_OF_DAEMON = {"training": "training", "publishing": "training", "paused": "paused", "stopping": "stopping"}
+# Why a file or folder cannot be read: it or its disk does not let us, it is torn, or it is a newer toolkit's.
+TROUBLES = ("closed", "damaged", "newer")
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 NVIDIA_DRIVER = "/proc/driver/nvidia"
 # A reader can meet a writer between two of its steps; looking again settles it.
@@ -48,7 +52,7 @@ class Facts:
         self.paths = paths
         self.now = now
         self.memory = ReportMemory({}, "", {})
-        # relative path -> (message, hint)
+        # relative path -> (message, one of TROUBLES)
         self.unreadable: dict[str, tuple[str, str]] = {}
 
         self.config: Json = {}
@@ -93,17 +97,19 @@ class Facts:
         self.total_bytes = 0
         self.gpu: Json | None = None
 
-    def read(self, path: Path) -> Json | None:
+    def read(self, path: Path, required: Mapping[str, Any] = NOTHING) -> Json | None:
         """A state document; None if it is missing, and also if it is unusable, which is then noted."""
         try:
-            return read_json(path)
+            return read_json(path, required)
         except DamagedStateError as error:
-            self.unreadable[self.paths.relative(path)] = (error.message, error.hint)
+            cause = error.__cause__
+            trouble = "closed" if isinstance(cause, OSError) else "damaged" if cause is not None else "newer"
+            self.unreadable[self.paths.relative(path)] = (error.message, trouble)
             return None
 
     def note_unreadable(self, path: Path, error: OSError | ValueError) -> None:
         message = f"cannot read {path}: {getattr(error, 'strerror', None) or error}"
-        self.unreadable[self.paths.relative(path)] = (message, "check the permissions and the disk")
+        self.unreadable[self.paths.relative(path)] = (message, "closed")
 
     @property
     def died(self) -> bool:
@@ -203,9 +209,9 @@ def _list_folder(facts: Facts, folder: Path) -> list[os.DirEntry[str]]:
 def _read_config(facts: Facts) -> None:
     """The parts of config.json that a report needs, and what is wrong with it, as pre-flight would find it."""
     paths = facts.paths
-    facts.lock = facts.read(paths.config_lock) or {}
+    facts.lock = facts.read(paths.config_lock, LOCK_KEYS) or {}
     try:
-        content = paths.config.read_bytes()
+        content = read_file(paths.config)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -214,7 +220,8 @@ def _read_config(facts: Facts) -> None:
         return
     facts.config_exists = True
     try:
-        config = json.loads(content, object_pairs_hook=_unique_keys)
+        # As text: of bytes, json takes UTF-16 and a byte order mark, too, which no run does.
+        config = json.loads(content.decode(), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         facts.config_problem = str(error)
         return

@@ -90,13 +90,25 @@ def quote(argument: str) -> str:
     return argument if SAFE_IN_A_SHELL.fullmatch(argument) else "'" + argument.replace("'", "'\"'\"'") + "'"
 
 
+def move_away(path: str) -> str:
+    """The shell command that gives a damaged file another name."""
+    return f"mv {quote(path)} {quote(f'{path}.damaged')}"
+
+
+def look_at(folder: Path, *files: str) -> str:
+    """The shell command that shows the room and the permissions that a folder and those files in it have."""
+    names = [str(folder), *(name for name in files if os.path.lexists(name))]
+    return f"df -h {quote(str(folder))}; ls -ld {' '.join(map(quote, names))}"
+
+
 def _model(facts: Facts) -> Iterator[Finding]:
     head, signature = facts.head_version, facts.model_signature
     create = command(facts, "model_versioner.py", "create")
     if not facts.model_settled:
         return
-    if signature is None:
-        wanted = facts.head.get("version")
+    wanted = facts.head.get("version")
+    is_empty = signature == {} and facts.paths.relative(facts.paths.current_model) not in facts.unreadable
+    if signature is None or (is_empty and wanted is not None):
         if wanted is None:
             newest = facts.versions.find_newest(kept=True)
             hint = command(facts, "training_daemon.py")
@@ -104,8 +116,10 @@ def _model(facts: Facts) -> Iterator[Finding]:
                 hint = command(facts, "model_versioner.py", "restore", newest.id)
             yield Finding("model-fresh-start", "model", "info", "No current model - fresh start", hint)
         elif facts.intent is None:
-            message = f"current_model/ is missing; it was {wanted}"
+            message = f"current_model/ is {'missing' if signature is None else 'empty'}; it was {wanted}"
             hint = command(facts, "model_versioner.py", "restore", text(wanted))
+            if head is None:
+                hint = f"{command(facts, 'model_versioner.py', 'repair', text(wanted))} && {hint}"
             yield Finding("model-missing", "model", "critical", message, hint)
         return
     if not has_adapter(facts):
@@ -120,12 +134,24 @@ def _model(facts: Facts) -> Iterator[Finding]:
         message = "current_model/ is no saved version"
         if facts.head.get("version"):
             message += f": {facts.head['version']}, which it came from, was removed"
-        yield Finding("model-unsaved", "model", "warning", message, create)
+        yield Finding("model-unsaved", "model", "warning", message, _save_or_take_back(facts))
     elif facts.head.get("signature") != signature:
         changed, touched = compare_with_head(facts)
         verb = "was changed" if changed else "may have changed"
         message = f"current_model/ {verb} since it was saved as {head.id}: {first_of(changed + touched)}"
-        yield Finding("model-changed", "model", "warning", message, create)
+        yield Finding("model-changed", "model", "warning", message, _save_or_take_back(facts))
+
+
+def _save_or_take_back(facts: Facts) -> str:
+    """The command for a model that is no saved version: ``create``, where the model can be saved."""
+    from guardrails.report.adapter_check import is_torn
+
+    signature, model = facts.model_signature or {}, facts.paths.current_model
+    if any(stat[0] < 0 for stat in signature.values()):
+        return f"find {quote(str(model))} ! -type d ! -type f"
+    if any(name.endswith(".safetensors") and is_torn(model / name) for name in signature):
+        return command(facts, "model_versioner.py", "rollback", "--by-hand")
+    return command(facts, "model_versioner.py", "create")
 
 
 def compare_with_head(facts: Facts) -> tuple[list[str], list[str]]:
@@ -134,11 +160,14 @@ def compare_with_head(facts: Facts) -> tuple[list[str], list[str]]:
     old = recorded if isinstance(recorded, dict) else {}
     new = facts.model_signature or {}
     changed = [f"{name} is missing" for name in sorted(old.keys() - new.keys())]
-    changed += [f"{name} is new" for name in sorted(new.keys() - old.keys())]
+    for name in sorted(new.keys() - old.keys()):
+        changed.append(f"{name} is new{'' if new[name][0] >= 0 else ', and a link or no file'}")
     touched = []
     for name in sorted(old.keys() & new.keys()):
         size = old[name][0] if isinstance(old[name], list) and old[name] else None
-        if new[name][0] != size:
+        if new[name][0] < 0:
+            changed.append(f"{name} is a link or no file")
+        elif new[name][0] != size:
             changed.append(f"{name} has {new[name][0]} bytes instead of {size}")
         elif new[name] != old[name]:
             touched.append(f"{name} was touched")
@@ -172,15 +201,12 @@ def is_under_way(facts: Facts) -> bool:
 
 
 def _config(facts: Facts) -> Iterator[Finding]:
-    config = quote(str(facts.paths.config))
     if not facts.config_exists:
         hint = command(facts, "training_daemon.py", "--init")
         yield Finding("config-missing", "config", "critical", "Config file missing!", hint)
         return
     if facts.config_problem is not None:
-        hint = f"python3 -m json.tool {config}"
-        if facts.config_parses:
-            hint = command(facts, "training_controller.py", "config", "check")
+        hint = command(facts, "training_controller.py", "config", "check")
         message = f"Error reading config: {facts.config_problem}"
         yield Finding("config-unreadable", "config", "critical", message, hint)
         if not facts.config_parses:
@@ -251,7 +277,9 @@ def _base_model(facts: Facts) -> Iterator[Finding]:
         yield Finding("base-model-changed", "config", "critical", message, check)
     elif touched:
         message = f"base model in {folder} may have changed: {first_of(touched)}; the next pre-flight reads it again"
-        yield Finding("base-model-touched", "config", "warning", message, check)
+        # What was known of the touched files goes only when their bytes turn out to be the same.
+        hint = f"{check} && rm -f {quote(str(facts.paths.base_model_stat))}"
+        yield Finding("base-model-touched", "config", "warning", message, hint)
 
 
 def compare_base_model(facts: Facts) -> tuple[list[str], list[str]]:
@@ -405,7 +433,9 @@ def _second_copy(facts: Facts) -> Iterator[Finding]:
         if facts.config.get("backup") == "daily" and facts.now - age_stamp(facts, head) < DAILY_SECONDS:
             return
         severity = "info" if facts.config.get("backup") == "off" else "warning"
-        hint = command(facts, "backup_manager.py", "backup", "current_model/")
+        # The toolkit's folder may have a current_model/ of its own.
+        model = "current_model/" if facts.paths.base == CODE_DIR else f"{facts.paths.current_model}/"
+        hint = command(facts, "backup_manager.py", "backup", model)
         good = (backup for backup in reversed(facts.backups) if backup.is_verified and not backup.problems)
         newest = next((text(b.metadata["version"]) for b in good if b.metadata.get("version")), None)
         if newest:
@@ -438,7 +468,7 @@ def age_stamp(facts: Facts, tree: SavedTree) -> float:
 
 
 def _unreadable(facts: Facts) -> Iterator[Finding]:
-    for path, (message, hint) in sorted(facts.unreadable.items()):
+    for path, (message, trouble) in sorted(facts.unreadable.items()):
         category = "model"
         if path.startswith(("status/", "queue", "runs/", ".locks/")):
             category = "daemon"
@@ -446,6 +476,9 @@ def _unreadable(facts: Facts) -> Iterator[Finding]:
             category = "config"
         elif path.startswith("models/versions") or path == facts.paths.relative(facts.backup_folder):
             category = "backup"
+        full = str(facts.paths.base / path)
+        looks = {"closed": f"ls -ld {quote(full)}", "newer": f"head -c 2000 {quote(full)}"}
+        hint = looks.get(trouble) or move_away(full)
         yield Finding(f"file-unreadable:{path}", category, "critical", message, hint)
 
 
@@ -464,4 +497,4 @@ def _clock(facts: Facts, last_report: str | None) -> Iterator[Finding]:
     latest = max(made or "", last_report or "")
     if latest > format_utc(facts.now + CLOCK_TOLERANCE_SECONDS):
         message = f"the clock moved back: the last report or version is of {latest}"
-        yield Finding("clock-moved-back", "daemon", "warning", message, "timedatectl status")
+        yield Finding("clock-moved-back", "daemon", "warning", message, "date -u +%Y-%m-%dT%H:%M:%SZ")

@@ -119,7 +119,7 @@ def look(identifier: str, parent: Path, base: Path) -> SavedTree:
         tree.removed = True
     elif not has_model:
         tree.problems.append("its folder model/ is missing")
-    if metadata:
+    if metadata is not None:
         tree.metadata = {key: metadata[key] for key in KEPT_KEYS if isinstance(metadata.get(key), str | int)}
         tree.content = name_content(metadata.get("files"))
         if metadata.get("id") != identifier:

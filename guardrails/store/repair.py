@@ -92,6 +92,7 @@ def repair_version(paths: Paths, version_id: str, copies: Copies, hash_of: Known
         return Repair(version_id, [], [])
     try:
         put_metadata_back(paths, version_id)
+        _undo_edit_of_metadata(paths, version_id, hash_of)
         files = read_metadata(paths, version_id)["files"]
         with unlocked(paths.version(version_id)) as staging:
             heal_tree(model, files, copies, staging, paths.trash, version_id, share_from=paths.versions)
@@ -224,6 +225,8 @@ def heal_tree(
         OSError: the disk is full or cannot be written to; each file is the damaged or the good one in full.
     """
     expected = {entry["path"]: entry for entry in files}
+    if root.is_symlink():
+        put_in_trash(trash, root, "replaced", f"{name}: {root.name}", "it was a link, and no part of what was saved")
     root.mkdir(exist_ok=True)
     for path in _list_leniently(root):
         if path not in expected or not stat.S_ISREG((root / path).lstat().st_mode):
@@ -294,6 +297,24 @@ def put_metadata_back(paths: Paths, version_id: str) -> None:
         known = _metadata_in_backups(paths, version_id)
         if known is None:
             raise
+    _replace_metadata(paths, version_id, known)
+
+
+def _undo_edit_of_metadata(paths: Paths, version_id: str, hash_of: KnownHashes) -> None:
+    """Likewise for metadata that the files do not fit, while they fit what a backup knows of this version."""
+    model, folder = paths.version(version_id) / "model", backups_folder(paths)
+    metadata = read_metadata(paths, version_id)
+    if not find_damage(model, metadata["files"], hash_of=hash_of):
+        return
+    for backup_id in reversed(list_backup_ids(folder)):
+        with contextlib.suppress(DamagedStateError):
+            known = read_backup(folder, backup_id)["version_metadata"] or {}
+            if known.get("id") == version_id and not find_damage(model, known.get("files") or [], hash_of=hash_of):
+                _replace_metadata(paths, version_id, {**known, "pinned": True} if metadata.get("pinned") else known)
+                return
+
+
+def _replace_metadata(paths: Paths, version_id: str, known: dict[str, Any]) -> None:
     path = paths.version(version_id) / "metadata.json"
     if path.exists():
         with replaceable(path):

@@ -27,7 +27,7 @@ def check(found: dict[str, Json], identifier: str, category: str, severity: str,
     assert (finding["category"], finding["severity"]) == (category, severity)
     for word in words:
         assert word in finding["message"]
-    assert finding["hint"].split()[0] in ("python3", "rm", "du", "df", "timedatectl")
+    assert finding["hint"].split()[0] in ("python3", "mv", "rm", "du", "df", "date", "find")
     return finding
 
 
@@ -239,12 +239,14 @@ def _drop(model: Path) -> None:
     (model / "adapter_model.safetensors").unlink()
 
 
-@pytest.mark.parametrize("change", [_edit, _add_to_model, _link, _drop])
-def test_a_model_changed_by_hand_is_noticed(tmp_path: Path, change: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize(
+    ("change", "command"), [(_edit, "create"), (_add_to_model, "create"), (_link, "! -type f"), (_drop, "create")]
+)
+def test_a_model_changed_by_hand_is_noticed(tmp_path: Path, change: Callable[[Path], None], command: str) -> None:
     box = healthy(tmp_path)
     change(box.paths.current_model)
     found = check(box.findings(), "model-changed", "model", "warning", "v002")
-    assert "model_versioner.py create" in found["hint"]
+    assert command in found["hint"]
 
 
 def test_a_model_of_the_same_size_rewritten_in_place_is_noticed(tmp_path: Path) -> None:
@@ -376,7 +378,13 @@ def test_failed_files_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "word"),
-    [(b"", "damaged"), (b'{"id": "v00', "damaged"), (b'{"id": "v001"}', "no list of files"), (None, "missing")],
+    [
+        (b"", "damaged"),
+        (b'{"id": "v00', "damaged"),
+        (b'{"id": "v001"}', "no list of files"),
+        (b"{}", "something else"),
+        (None, "missing"),
+    ],
 )
 def test_torn_edited_and_removed_metadata_shows_in_the_very_next_report(
     tmp_path: Path, content: bytes | None, word: str
@@ -424,7 +432,7 @@ def test_a_missing_second_copy_is_a_warning_unless_backups_are_off(tmp_path: Pat
     for number in (1, 2):
         shutil.rmtree(box.paths.backups / f"b{number:03d}")
     found = check(box.findings(), "backup-missing", "backup", "warning", "v002")
-    assert found["hint"].startswith("python3 backup_manager.py backup current_model/")
+    assert found["hint"].startswith(f"python3 backup_manager.py backup {box.paths.current_model}/ ")
     box.config(backup="off")
     check(box.findings(), "backup-missing", "backup", "info")
 
@@ -463,6 +471,12 @@ def test_an_unusable_state_file_is_named_and_left_untouched(tmp_path: Path, path
     assert found["severity"] == "critical"
     assert path in found["message"]
     assert (tmp_path / path).read_text() == content
+
+
+def test_a_lock_that_holds_nothing_is_damage(tmp_path: Path) -> None:
+    box = healthy(tmp_path)
+    box.paths.config_lock.write_text("{}")
+    check(box.findings(), "file-unreadable:.config_lock.json", "config", "critical", "is damaged: locked")
 
 
 def test_a_clock_behind_the_last_report_is_noticed(tmp_path: Path) -> None:

@@ -138,7 +138,20 @@ def closed_folders(box: BaseDir) -> None:
     box.config(base_model="~nobody-of-this-name/model", backup_dir="~nobody-of-this-name/backups")
 
 
-@pytest.mark.parametrize("damage", [fill_with_junk, files_for_folders, odd_json, closed_folders])
+def pipes_for_files(box: BaseDir) -> None:
+    paths = box.paths
+    for path in (
+        paths.config,
+        paths.config_lock,
+        paths.head,
+        paths.daemon_status,
+        paths.version("v001") / "metadata.json",
+    ):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+
+
+@pytest.mark.parametrize("damage", [fill_with_junk, files_for_folders, odd_json, closed_folders, pipes_for_files])
 def test_whatever_lies_there_every_form_reports(tmp_path: Path, damage: Callable[[BaseDir], None]) -> None:
     box = healthy(tmp_path)
     damage(box)
