@@ -40,7 +40,7 @@ from guardrails.cli import (
     show_name,
     version_option,
 )
-from guardrails.errors import DamagedStateError
+from guardrails.errors import DamagedStateError, name_some
 from guardrails.store.backups import (
     MANUAL_TYPES,
     BackupType,
@@ -118,7 +118,7 @@ def list_backups(invocation: Invocation) -> None:
         click.echo("no backups yet")
     if damaged:
         raise DamagedStateError(
-            f"not listed: {'; '.join(damaged)}", "backup_manager.py backup current_model/ makes a new one"
+            f"not listed: {name_some(damaged, 3, '; ')}", "backup_manager.py backup current_model/ makes a new one"
         )
 
 

@@ -40,7 +40,7 @@ from guardrails.cli import (
     version_option,
 )
 from guardrails.config import load_config
-from guardrails.errors import ConfigError, DamagedStateError, IntegrityError, OperationError
+from guardrails.errors import ConfigError, DamagedStateError, IntegrityError, OperationError, name_some
 from guardrails.manifest import KnownHashes
 from guardrails.paths import Paths
 from guardrails.sandbox import is_inside
@@ -69,6 +69,18 @@ from guardrails.store.version_records import (
 from guardrails.store.versions import measure_storage
 
 MEBIBYTE = 1 << 20
+LISTED = (
+    "id",
+    "created_at",
+    "kind",
+    "description",
+    "parent",
+    "training_steps",
+    "run_steps",
+    "loss",
+    "eval_loss",
+    "size",
+)
 KEEP = click.IntRange(min=-1)
 DAYS = click.IntRange(min=0, max=MOST_DAYS)
 HOW_TO_REPAIR = "model_versioner.py repair heals them from their second copies"
@@ -79,29 +91,19 @@ def report(invocation: Invocation, outcome: Outcome) -> None:
 
 
 def summarize(metadata: dict[str, Any], head: str | None) -> dict[str, Any]:
-    keys = (
-        "id",
-        "created_at",
-        "kind",
-        "description",
-        "parent",
-        "training_steps",
-        "run_steps",
-        "loss",
-        "eval_loss",
-        "size",
-    )
-    marks = {"current": metadata["id"] == head, "pinned": bool(metadata.get("pinned"))}
-    return {**{key: metadata[key] for key in keys}, **marks}
+    row = {key: metadata[key] for key in LISTED}
+    row["current"] = row["id"] == head
+    row["pinned"] = bool(metadata.get("pinned"))
+    return row
 
 
-def version_table(rows: list[dict[str, Any]]) -> None:
+def version_table(rows: list[dict[str, Any]], head: str | None) -> None:
     columns = ("", "version", "created", "kind", "steps", "loss", "eval loss", "MiB", "parent", "description")
     print_table(
         columns,
         [
             (
-                ("*" if row["current"] else "") + ("p" if row["pinned"] else ""),
+                ("*" if row["id"] == head else "") + ("p" if row.get("pinned") else ""),
                 row["id"],
                 row["created_at"],
                 show_name(row["kind"]),
@@ -255,20 +257,16 @@ def list_versions(invocation: Invocation) -> None:
     summaries = read_summaries(paths)
     damaged = summaries.damaged
     head = read_head(paths)["version"] if not damaged else (read_json(paths.head) or {}).get("version")
-    rows = [
-        summarize(row, head)
-        for version, row in summaries.rows.items()
-        if "removed_at" not in row or is_kept(paths, version)
-    ]
+    rows = [row for row in summaries.rows.values() if "removed_at" not in row or is_kept(paths, row["id"])]
     if invocation.as_json:
-        print_json(rows)
+        print_json([summarize(row, head) for row in rows])
     elif rows:
-        version_table(rows)
+        version_table(rows, head)
     else:
         click.echo("no versions yet")
     if damaged:
         raise DamagedStateError(
-            f"not listed: {'; '.join(damaged)}",
+            f"not listed: {name_some(damaged, 3, '; ')}",
             "backup_manager.py list shows the second copies, backup_manager.py restore ID puts the metadata back",
         )
 
@@ -383,7 +381,9 @@ def repair(invocation: Invocation, names: tuple[str, ...]) -> None:
         good = sum(not one.found for one in repairs)
         click.echo(f"{len(repairs)} versions and backups read, {good} were good")
     if left:
-        raise IntegrityError(f"no good copy heals {', '.join(left)}", "backup_manager.py pull REMOTE, if there is one")
+        raise IntegrityError(
+            f"no good copy heals {name_some(left, 20)}", "backup_manager.py pull REMOTE, if there is one"
+        )
 
 
 @main.command(help="Keep a version whatever delete or prune are asked.")

@@ -21,6 +21,7 @@ from guardrails.errors import (
     GuardrailsError,
     IntegrityError,
     OperationError,
+    name_some,
 )
 from guardrails.locks import read_holder
 from guardrails.paths import CODE_DIR, Paths, find_base_dir
@@ -278,7 +279,7 @@ def report_damage(invocation: Invocation, damage: dict[str, list[str]], nothing:
         if not damage:
             click.echo(nothing)
     if damaged := [name for name, problems in damage.items() if problems]:
-        raise IntegrityError(f"damaged: {', '.join(damaged)}", hint)
+        raise IntegrityError(f"damaged: {name_some(damaged, 20)}", hint)
 
 
 def report_decisions(invocation: Invocation, decisions: Sequence[Any], *, execute: bool, nothing: str) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from blake3 import blake3
 
 from guardrails.config import LOCKED_KEYS
-from guardrails.errors import ConfigError, ConfigLockError, DamagedStateError
+from guardrails.errors import ConfigError, ConfigLockError, DamagedStateError, name_some
 from guardrails.manifest import FileEntry, hash_file
 from guardrails.paths import Paths
 from guardrails.signature import settles_at, take_model_signature
@@ -221,7 +221,7 @@ def describe_difference(old: Fingerprint, new: Fingerprint) -> str:
     changes = [f"{path} is missing" for path in before.keys() - after.keys()]
     changes += [f"{path} is new" for path in after.keys() - before.keys()]
     changes += [f"{path} has other bytes" for path in before.keys() & after.keys() if before[path] != after[path]]
-    return ", ".join(sorted(changes)[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
+    return name_some(sorted(changes), 3)
 
 
 def _as_argument(value: object) -> str:

@@ -75,3 +75,9 @@ class TrainingError(GuardrailsError):
     """A data file could not be trained."""
 
     exit_code = 40
+
+
+def name_some(names: list[str], most: int, between: str = ", ") -> str:
+    """The first ``most`` of some names, and how many more there are: a message must stay readable with thousands."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return between.join(names[:most]) + more

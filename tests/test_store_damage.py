@@ -118,6 +118,20 @@ def test_a_damaged_live_model_or_retired_tree_costs_nothing_that_was_saved(
     assert_sound(paths)
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_an_error_about_many_versions_stays_readable(paths: Paths, warm: Warm, options: list[str]) -> None:
+    for number in range(4, 2000):
+        folder = paths.version(f"v{number:03d}")
+        folder.mkdir()
+        (folder / "metadata.json").write_text("{}")
+    listed = warm.run(paths, VERSIONER, "list", *options)
+    assert listed.code == 30
+    assert "v004" in listed.stderr, listed
+    assert "v006" in listed.stderr, listed
+    assert " and 1993 more" in listed.stderr, listed
+    assert "v007" not in listed.stderr, listed
+
+
 @pytest.mark.parametrize("damage", [*DAMAGE, lambda path: path.write_text("[]")])
 def test_unreadable_metadata_hides_nothing_else_and_is_put_back(
     paths: Paths, warm: Warm, damage: Callable[[Path], object]

@@ -41,6 +41,7 @@ from guardrails.store.version_records import (
     read_index,
     read_metadata,
     remember_versions,
+    summarize,
 )
 from guardrails.store.versions import (
     FILE_MODE,
@@ -55,7 +56,7 @@ from guardrails.store.versions import (
 # For the estimate only: a durable copy on one common disk.
 COPY_BYTES_PER_SECOND = 500e6
 # What tells a version from another base dir's of the same name.
-IDENTITY = ("created_at", "run_id", "description", "size", "data")
+IDENTITY = ("created_at", "run_id", "description", "size", "trained_on")
 HOW_TO_GO_ON = "model_versioner.py list shows other versions, backup_manager.py list the backups"
 
 
@@ -155,9 +156,12 @@ def repair_gone_version(paths: Paths, version_id: str) -> Repair | None:
 
 def is_own(paths: Paths, folder: Path, known: dict[str, Any], row: dict[str, Any] | None) -> bool:
     """Whether what a backup in ``folder`` knows of a version is of this base dir's; ``row`` is what the index has."""
-    if row is None:
-        return folder == paths.backups
-    return all(row.get(key) == known.get(key) for key in IDENTITY)
+    return _is_same(known, row) if row else folder == paths.backups
+
+
+def _is_same(known: dict[str, Any], row: dict[str, Any]) -> bool:
+    summary = summarize(known)
+    return all(summary.get(key) == row.get(key) for key in IDENTITY)
 
 
 def list_gone_versions(paths: Paths) -> list[str]:
@@ -336,7 +340,7 @@ def _metadata_in_backups(paths: Paths, version_id: str) -> dict[str, Any] | None
 def _is_of_version(paths: Paths, known: dict[str, Any], row: dict[str, Any] | None) -> bool:
     """Whether metadata are this version's own: as the index has them, else by the bytes of its largest file."""
     if row is not None:
-        return all(row.get(key) == known.get(key) for key in IDENTITY)
+        return _is_same(known, row)
     largest = max(known["files"], key=lambda entry: int(entry["size"]), default=None)
     return largest is not None and _is_good(paths.version(known["id"]) / "model" / largest["path"], largest)
 

@@ -29,12 +29,15 @@ METADATA_KEYS = {
 # A number without the v; no version has a longer one.
 SHORT_NUMBER = re.compile(r"[0-9]{1,18}")
 HOW_TO_REPAIR = "model_versioner.py repair puts it back from a backup"
-# What makes metadata long and no list needs.
-LEFT_OUT = {"schema_version", "base_model_fingerprint", "config", "files", "libraries"}
+# What a summary has of the metadata, where they have it.
+SUMMARIZED = (
+    *("id", "created_at", "kind", "description", "parent", "run_id", "training_steps", "run_steps"),
+    *("loss", "eval_loss", "size", "pinned", "removed_at"),
+)
 
 
 class Summaries(NamedTuple):
-    """The metadata of every version, tombstones included, without its long parts; and why others cannot be read."""
+    """The metadata of every version, tombstones included, in short (``summarize``); and why others cannot be read."""
 
     rows: dict[str, dict[str, Any]]
     damaged: list[str]
@@ -56,7 +59,7 @@ def list_version_ids(paths: Paths) -> list[str]:
     except FileNotFoundError:
         return []
     # By number: of two lengths the shorter is the smaller.
-    return sorted(filter(VERSION_ID.fullmatch, names), key=lambda name: (len(name), name))
+    return sorted(sorted(filter(VERSION_ID.fullmatch, names)), key=len)
 
 
 def is_kept(paths: Paths, version_id: str) -> bool:
@@ -129,84 +132,92 @@ def lineage(paths: Paths, version_id: str | None) -> Iterator[dict[str, Any]]:
 
 def read_summaries(paths: Paths) -> Summaries:
     """Every version's metadata in short, oldest first."""
-    index = _read_index(paths)
+    index, versions = _read_index(paths), str(paths.versions)
     rows, damaged = {}, []
     for version_id in list_version_ids(paths):
-        known = index.get(version_id)
-        if known is None or known["stat"] != _stat(paths, version_id):
+        row = index.get(version_id)
+        if row is None or row.pop("stat") != _stat(versions, version_id):
             try:
-                rows[version_id] = _summarize(read_metadata(paths, version_id))
+                row = summarize(read_metadata(paths, version_id))
             except DamagedStateError as error:
                 damaged.append(error.message)
-        else:
-            rows[version_id] = known["row"]
+                continue
+        rows[version_id] = row
     return Summaries(rows, damaged)
 
 
 def remember_versions(paths: Paths) -> None:
     """Bring the index up to date with versions that were added or edited. For writers, under the store lock."""
-    index = _read_index(paths)
+    index, versions = _read_index(paths), str(paths.versions)
     lines = []
     for version_id in list_version_ids(paths):
-        stat = _stat(paths, version_id)
+        stat = _stat(versions, version_id)
         if stat is None or settles_at(stat) >= time.time_ns() or index.get(version_id, {}).get("stat") == stat:
             continue
         try:
-            row = _summarize(read_metadata(paths, version_id))
+            row = summarize(read_metadata(paths, version_id))
         except DamagedStateError:
             continue
-        text = json.dumps({"id": version_id, "stat": stat, "row": row})
-        lines.append(f"{_checksum(text)} {text}\n")
+        text = json.dumps({**row, "stat": stat}).encode("ascii")
+        lines.append(b"%b %b\n" % (_checksum(text), text))
     if lines:
         # Not durable and not in one step: a torn line counts for nothing. Nobody's work depends on a cache.
-        with suppress(OSError), open(paths.version_index, "a", encoding="ascii") as file:
-            file.write("\n" + "".join(lines))
+        with suppress(OSError), open(paths.version_index, "ab") as file:
+            file.write(b"\n" + b"".join(lines))
 
 
 def read_index(paths: Paths) -> dict[str, dict[str, Any]]:
     """What was last known of each version in short, whatever its metadata say now."""
-    return {version_id: entry["row"] for version_id, entry in _read_index(paths).items()}
+    index = _read_index(paths)
+    for row in index.values():
+        del row["stat"]
+    return index
 
 
 def find_wrong_rows(paths: Paths) -> list[str]:
     """Versions of which the index says something else than their metadata, although their stat is the one it knows."""
     found = []
-    for version_id, entry in _read_index(paths).items():
-        if entry["stat"] != _stat(paths, version_id):
+    for version_id, row in _read_index(paths).items():
+        if row.pop("stat") != _stat(str(paths.versions), version_id):
             continue
         with suppress(DamagedStateError):
-            if entry["row"] != _summarize(read_metadata(paths, version_id)):
+            if row != summarize(read_metadata(paths, version_id)):
                 found.append(version_id)
     return found
 
 
-def _summarize(metadata: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in metadata.items() if key not in LEFT_OUT}
+def summarize(metadata: dict[str, Any]) -> dict[str, Any]:
+    """A version's metadata in short: ``SUMMARIZED``, and the contents (BLAKE3) that it was ``trained_on``."""
+    row = {key: metadata[key] for key in SUMMARIZED if key in metadata}
+    row["trained_on"] = [data["blake3"] for data in metadata["data"]]
+    return row
 
 
-def _stat(paths: Paths, version_id: str) -> list[int] | None:
+def _stat(versions: str, version_id: str) -> list[int] | None:
+    """What the version's metadata in the folder ``versions`` are known by; None if there are none."""
     try:
-        status = os.stat(f"{paths.versions}/{version_id}/metadata.json")
+        status = os.stat(f"{versions}/{version_id}/metadata.json")
     except OSError:
         return None
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _read_index(paths: Paths) -> dict[str, dict[str, Any]]:
-    """What the index holds by version id, the last line of each; a cache may be lost or torn at any time.
+    """What the index holds by version id, with the ``stat``; the last line of each. A cache may be lost or torn.
 
     Only lines that are as they were written count, so nothing in them need be looked at again.
     """
     try:
-        with open(paths.version_index, encoding="ascii") as file:
-            texts = [line[9:-1] for line in file if line[:8] == _checksum(line[9:-1])]
-        return {entry["id"]: entry for entry in json.loads(f"[{','.join(texts)}]")}
+        with open(paths.version_index, "rb") as file:
+            texts = [text for line in file if line[:8] == _checksum(text := line[9:-1])]
+        # Those that an earlier toolkit wrote have another form.
+        return {row["id"]: row for row in json.loads(b"[%b]" % b",".join(texts)) if "trained_on" in row}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
-def _checksum(text: str) -> str:
-    return f"{zlib.crc32(text.encode()):08x}"
+def _checksum(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)
 
 
 def trained_contents(paths: Paths, version_id: str | None) -> dict[str, str]:
@@ -220,8 +231,8 @@ def trained_contents(paths: Paths, version_id: str | None) -> dict[str, str]:
     seen: set[str] = set()
     while version_id is not None and version_id not in seen and paths.version(version_id).is_dir():
         seen.add(version_id)
-        metadata = rows.get(version_id) or read_metadata(paths, version_id)
+        row = rows.get(version_id) or summarize(read_metadata(paths, version_id))
         # Of two that were trained on the same the older counts.
-        found.update({data["blake3"]: version_id for data in metadata["data"]})
-        version_id = metadata["parent"]
+        found.update(dict.fromkeys(row["trained_on"], version_id))
+        version_id = row["parent"]
     return found

@@ -122,10 +122,10 @@ def waiting_file_gone(box: Verifiable) -> None:
 def index_row(box: Verifiable) -> None:
     from guardrails.store import version_records
 
-    row = {"id": "v001", "stat": version_records._stat(box.paths, "v001"), "row": {"id": "v001", "data": []}}
-    text = json.dumps(row)
-    with box.paths.version_index.open("a") as file:
-        file.write(f"{version_records._checksum(text)} {text}\n")
+    row = {"id": "v001", "trained_on": [], "stat": version_records._stat(str(box.paths.versions), "v001")}
+    text = json.dumps(row).encode()
+    with box.paths.version_index.open("ab") as file:
+        file.write(b"%b %b\n" % (version_records._checksum(text), text))
 
 
 def file(*parts: str) -> Callable[[Verifiable], Path]:
