@@ -11,7 +11,7 @@ HOOK = "agent_hook.py"
 def find_changed_key(old: str, new: str, locked: dict[str, object]) -> str | None:
     """What a new text of config.json would change that is locked, in words; None if nothing.
 
-    Without a lock nothing is locked yet. A text that is no JSON object loses the locked values.
+    A text that is no JSON object loses the locked values.
     """
     settings = _parse(new)
     if settings is None:

@@ -78,11 +78,22 @@ class Protected:
         self.config = f"{self.base}/config.json"
         self.config_lock = f"{self.base}/.config_lock.json"
         self.settings = read_object(self.config) or {}
-        lock = read_object(self.config_lock) or {}
-        locked = lock.get("locked")
-        self.locked: dict[str, object] = locked if isinstance(locked, dict) else {}
+        self.locked = self._read_locked()
         self.places = self._find_places()
         self.names = {*USUAL_NAMES, *_list(f"{self.base}/current_model"), *_list(f"{self.base}/base_models")}
+
+    def _read_locked(self) -> dict[str, object]:
+        """What the lock holds; where it is lost, what the model was trained with, else what the config has now."""
+        locked = (read_object(self.config_lock) or {}).get("locked")
+        if isinstance(locked, dict) and locked:
+            return locked
+        models = f"{self.base}/models"
+        head = (read_object(f"{models}/head.json") or {}).get("version")
+        trained_with = (read_object(f"{models}/versions/{head}/metadata.json") or {}).get("config")
+        if not isinstance(trained_with, dict):
+            has_model = _list(f"{self.base}/current_model") or _list(f"{models}/versions")
+            trained_with = self.settings if has_model else {}
+        return {key: trained_with[key] for key in LOCKED_KEYS if trained_with.get(key) is not None}
 
     def _find_places(self) -> list[Place]:
         kinds = {

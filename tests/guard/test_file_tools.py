@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -262,10 +263,39 @@ def test_a_patch_that_moves_another_file_onto_the_config_is_denied(base: str) ->
     assert judge(base, "apply_patch", patch(*lines)) == "deny"
 
 
-def test_without_a_lock_nothing_is_locked_yet(tmp_path: Path) -> None:
+def test_before_there_is_a_model_nothing_is_locked(tmp_path: Path) -> None:
     base = make_box(tmp_path / "base")
     (base / ".config_lock.json").unlink()
+    for tree in ("current_model", "models"):
+        shutil.rmtree(base / tree)
+    (base / "current_model").mkdir()
     assert judge(str(base), "Write", {"file_path": f"{base}/config.json", "content": text_of(max_length=9)}) == "pass"
+
+
+@pytest.mark.parametrize("lock", [None, "{}", "{", "[]"])
+@pytest.mark.parametrize("has_trained_with", [True, False])
+def test_a_lost_lock_opens_nothing(tmp_path: Path, lock: str | None, has_trained_with: bool) -> None:
+    base = make_box(tmp_path / "base")
+    (base / ".config_lock.json").unlink()
+    if lock is not None:
+        (base / ".config_lock.json").write_text(lock)
+    # Then the version that current_model/ is tells what it was trained with; else the config as it stands.
+    if has_trained_with:
+        metadata = base / "models/versions/v003/metadata.json"
+        metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "config": SETTINGS}))
+        (base / "config.json").write_text(text_of(max_length=9))
+    for change, action in (({"max_length": 10}, "deny"), ({"learning_rate": 0.5}, "pass")):
+        edited = {"file_path": f"{base}/config.json", "content": text_of(**change)}
+        assert judge(str(base), "Write", edited) == action, change
+
+
+def test_a_value_that_was_never_given_is_not_locked(tmp_path: Path) -> None:
+    base = make_box(tmp_path / "base")
+    (base / ".config_lock.json").unlink()
+    (base / "config.json").write_text(text_of(base_model=None))
+    for change, action in (({}, "pass"), ({"base_model": None, "max_length": 9}, "deny")):
+        edited = {"file_path": f"{base}/config.json", "content": text_of(**change)}
+        assert judge(str(base), "Write", edited) == action, change
 
 
 # Agents' settings
