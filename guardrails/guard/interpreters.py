@@ -5,7 +5,7 @@ import re
 
 from guardrails.guard.options import options_of
 from guardrails.guard.patterns import UNKNOWN, is_known, is_text_known
-from guardrails.guard.programs import SHELLS
+from guardrails.guard.programs import SHELLS, judge_outputs
 from guardrails.guard.protected import CODE_DIR
 from guardrails.guard.scene import MOST_BYTES, MOST_DEPTH
 
@@ -179,6 +179,7 @@ def _run_module(shell: "Shell", module: str, words: list[str]) -> str:
         return UNKNOWN
     if module in ("torch.distributed.run", "torch.distributed.launch", "accelerate.commands.launch"):
         return shell.run_program(["torchrun", *words], None)
+    judge_outputs(shell, words)
     for path in (f"{module.replace('.', '/')}.py", f"{module.replace('.', '/')}/__main__.py"):
         if scene.read(path) is not None:
             return _run_file(shell, path, words, None, language="python") or UNKNOWN
@@ -289,6 +290,7 @@ def _run_file(
         from guardrails.guard.toolkit import run_toolkit
 
         return run_toolkit(shell, name, folder, arguments)
+    judge_outputs(shell, arguments)
     if language == "python" and "/" not in script and not is_known(script):
         return UNKNOWN
     if scene.depth > MOST_DEPTH - 2:

@@ -3,7 +3,8 @@
 import os
 
 from guardrails.guard.options import options_of
-from guardrails.guard.patterns import is_known
+from guardrails.guard.patterns import from_glob, is_known
+from guardrails.guard.programs import basename
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -153,6 +154,9 @@ def run_install(shell: "Shell", argv: list[str], stdin: str | None) -> str:
 def run_rename(shell: "Shell", argv: list[str], stdin: str | None) -> str:
     flags, _, operands = options_of(argv)
     if flags.isdisjoint({"-n", "--nono", "--no-act"}):
+        if basename(argv[0]) == "mmv":
+            # It expands the wildcards itself.
+            operands = ["", *map(from_glob, operands[:1])]
         for operand in operands[1:]:
             shell.scene.effect("move", operand)
     return ""

@@ -163,9 +163,13 @@ def run_encoded(shell: "Shell", argv: list[str], stdin: str | None) -> str:
     """base64, rev, tr, xxd: text that is turned into other text."""
     from guardrails.guard.real_tools import transform
 
-    flags, _, operands = options_of(argv, "wf", ("--wrap", "--from", "--to"))
-    text = stdin
     name = basename(argv[0])
+    flags, _, operands = options_of(argv, "cglnos" if name == "xxd" else "wf", ("--wrap", "--from", "--to"))
+    if name == "openssl" and "-out" in argv[:-1]:
+        shell.scene.effect("write", argv[argv.index("-out") + 1])
+    if name == "xxd" and len(operands) > 1:
+        shell.scene.effect("write", operands[1])
+    text = stdin
     if operands and name != "tr":
         text = shell.scene.read(operands[0])
     if text is None or not is_known(text):

@@ -94,6 +94,12 @@ WRITES_TO = re.compile(
     r"|save|save[-_]?(?:dir|path|to|directory|folder)|target[-_]dir|export[-_]dir|to|O|d|directory)(?:=(.*))?",
     re.DOTALL,
 )
+# The same of a script, whose options may mean anything.
+SCRIPT_WRITES_TO = re.compile(
+    r"--(?:out|output|outdir|outfile|(?:out|output|save|target|export|logging|local)[-_](?:dir|file|path|folder|to"
+    r"|directory))(?:=(.*))?",
+    re.DOTALL,
+)
 # Names that say that something is destroyed when they stand as a word of a command nobody knows.
 KNOWN_DESTROYERS = frozenset(
     "rm rmdir unlink shred mv cp truncate dd tee find rsync sh bash zsh dash python python3 perl ruby node".split()
@@ -126,7 +132,7 @@ HANDLED_BY = {
     "writing.run_dd": "dd",
     "writing.run_metadata": "chmod chown chgrp chattr setfacl setfattr chcon",
     "writing.run_sed": "sed gsed",
-    "writing.run_compress": "gzip gunzip bzip2 bunzip2 xz unxz lzma zstd unzstd lz4 pigz lzip compress",
+    "writing.run_compress": "gzip gunzip bzip2 bunzip2 xz unxz lzma zstd unzstd lz4 unlz4 pigz lzip compress",
     "writing.run_sort": "sort",
     "writing.run_download": "curl wget aria2c",
     "writing.run_split_file": "split csplit",
@@ -232,17 +238,23 @@ def _run_unknown(shell: "Shell", argv: list[str], stdin: str | None) -> str:
         _destroy(shell, words)
     operands = [word for word in words if not word.startswith("-")]
     for index, word in enumerate(words):
-        match = WRITES_TO.fullmatch(word)
-        if match is not None:
-            value = match[1] if match[1] is not None else (words[index + 1] if index + 1 < len(words) else "")
-            if value and not value.startswith("-"):
-                shell.scene.effect("write", value)
+        if WRITES_TO.fullmatch(word):
+            judge_outputs(shell, words[index : index + 2], WRITES_TO)
         elif word in KNOWN_DESTROYERS and index + 1 < len(words):
             run_program(shell, words[index:], None)
             break
         elif not word.startswith("-") and (_is_new(shell, word) or (name in WRITES_LAST and word == operands[-1])):
             shell.scene.effect("write", word)
     return shell.unknown_from(words)
+
+
+def judge_outputs(shell: "Shell", words: list[str], option: re.Pattern[str] = SCRIPT_WRITES_TO) -> None:
+    """Judge what a command's options say it writes."""
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        if match := option.fullmatch(word):
+            value = following if match[1] is None else match[1]
+            if value and not value.startswith("-"):
+                shell.scene.effect("write", value)
 
 
 def _destroy(shell: "Shell", words: list[str]) -> None:

@@ -42,6 +42,9 @@ def run_coproc_clause(shell: Shell, command: Node, stdin: str | None) -> str:
 
 
 def run_func_decl(shell: Shell, command: Node, stdin: str | None) -> str:
+    if "Name" not in command:
+        # In zsh a function without a name is run at once.
+        return shell.run_statement(command["Body"], stdin)
     shell.functions[command["Name"]["Value"]] = command["Body"]
     return ""
 

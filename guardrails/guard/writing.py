@@ -110,10 +110,17 @@ def run_sed(shell: "Shell", argv: list[str], stdin: str | None) -> str:
 
 
 def run_compress(shell: "Shell", argv: list[str], stdin: str | None) -> str:
-    flags, _, operands = options_of(argv, "SbpT", ("--suffix",))
+    name = basename(argv[0])
+    # Some keep what they pack.
+    keeps = name in ("zstd", "unzstd", "lz4", "unlz4")
+    flags, values, operands = options_of(argv, "SbpTo" if keeps else "SbpT", ("--suffix",))
+    if "-o" in values:
+        shell.scene.effect("write", values["-o"])
+    if name in ("lz4", "unlz4") and "-m" not in flags and len(operands) > 1:
+        shell.scene.effect("write", operands.pop())
     if not flags.isdisjoint({"-c", "-k", "-l", "-t", "--stdout", "--to-stdout", "--keep", "--list", "--test"}):
         return shell.unknown_from(operands)
-    if basename(argv[0]) in ("zstd", "unzstd", "lz4") and flags.isdisjoint({"--rm"}):
+    if keeps and "--rm" not in flags:
         return UNKNOWN
     for operand in operands:
         shell.scene.effect("move", operand, recursive=not flags.isdisjoint({"-r", "--recursive"}))

@@ -121,6 +121,7 @@ def is_understood(world: World, command: str) -> bool:
 @example("rm -rf ${")
 @example("$(" * 50 + ")" * 50)
 @example("{1..9}" * 9)
+@example(";():")
 def test_no_text_breaks_the_guard(world: World, text: str) -> None:
     assert is_understood(world, f"rm -rf {text}")
 
