@@ -20,11 +20,14 @@ from typing import NamedTuple
 import click
 
 from guardrails.paths import CODE_DIR, Paths
+from guardrails.signature import FINE_GRANULARITY_NS
 from tests.processes import SITE_PACKAGES, strace
 
 # What strace answers in place of the kernel when it has joined: a priority that no process has here.
 JOINED = 33
 JOIN_SECONDS = 30.0
+# Until the stamps of a copy made just now are trusted, which would cost a command another look.
+SETTLE_SECONDS = FINE_GRANULARITY_NS / 1e9 + 0.01
 PR_SET_PTRACER, ANYBODY = 0x59616D61, -1
 
 
@@ -67,7 +70,12 @@ class Warm:
         self.server.communicate()
 
     def run(self, paths: Paths, *command: str, under: Sequence[str] = ()) -> Done:
-        """Run ``command`` (a script's name and its arguments) to its end, joined by the command ``under``."""
+        """Run ``command`` (a script's name and its arguments) to its end, joined by the command ``under``.
+
+        Joined, it makes the same system calls each time, whenever the base dir was made.
+        """
+        if under:
+            time.sleep(SETTLE_SECONDS)
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         request = {"base": str(paths.base), "command": command, "under": list(under)}

@@ -5,7 +5,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -50,23 +49,16 @@ def assert_whole(done: Done, versions: int) -> None:
     assert (len(document.versions), damaged) == (versions, [])
 
 
-def copy_and_settle(base: Path, folder: Path) -> Paths:
-    """A copy in which each report makes the same calls: what was changed just now is looked at more closely."""
-    shutil.copytree(base, folder)
-    time.sleep(0.1)
-    return Paths(folder)
-
-
 def fail(folder: Path, warm: Warm, kind: str, failure: str, sample: int | None) -> None:
     base = make_base(folder / "base", kind, warm)
     paths = Paths(base)
     old = paths.system_state.read_bytes() if kind == "later" else None
     versions = 4 if kind == "later" else 3
-    counted = copy_and_settle(base, folder / "counted")
+    counted = Paths(Path(shutil.copytree(base, folder / "counted")))
     points = warm.list_points(counted, *COMMAND, calls=CALLS, log=folder / "log")
     assert len(points) > 10
     for point in random.Random(f"{kind} {failure}").sample(points, sample or len(points)):
-        there = copy_and_settle(base, folder / "failed")
+        there = Paths(Path(shutil.copytree(base, folder / "failed")))
         done = warm.run_failed(there, *COMMAND, point=point, failure=failure)
         try:
             if failure == KILL:
