@@ -16,8 +16,16 @@ from tests.warm import Warm
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first, so that no process of several is left alone with one of them at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("training") is None)
+    """The long ones first in each process's share, so that none of several is left alone with them at the end."""
+    shares = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.get_closest_marker("training")]
+    short = [item for item in items if not item.get_closest_marker("training")]
+    items[:] = [
+        item
+        for number in range(shares)
+        for kind in (long, short)
+        for item in kind[len(kind) * number // shares : len(kind) * (number + 1) // shares]
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ WRITES = ("openat", "write", "writev", "pwrite64", "fsync", "fdatasync", "ftrunc
 CALLS = (*RENAMES, *WRITES, "link", "linkat", "unlink", "unlinkat", "utimensat", "fallocate")
 KILL, FULL, BAD = "signal=KILL", "error=ENOSPC", "error=EIO"
 # Of each base dir and failure, in the quick suite.
-SAMPLED = 6
+SAMPLED = 4
 COMMAND = ("state_tracker.py", "--json")
 WRITER = """
 import sys
