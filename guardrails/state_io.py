@@ -134,13 +134,14 @@ def read_file(path: Path, most_bytes: int = -1) -> bytes:
     Raises:
         OSError: it cannot be read; also if it is a pipe, which would be waited at for ever.
     """
-    with open(path, "rb", opener=_open_at_once) as file:
+    with open(path, "rb", opener=open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         return file.read(most_bytes)
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def open_at_once(path: str, flags: int) -> int:
+    """An ``opener`` that waits for nobody at a pipe's other end."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

@@ -439,9 +439,11 @@ def test_lines_of_the_index_that_are_wrong_count_for_nothing(paths: Paths, line:
     assert read_summaries(paths) == good
 
 
-def test_no_version_fails_for_the_index(paths: Paths) -> None:
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_no_version_fails_for_the_index(paths: Paths, make: Callable[[Path], None]) -> None:
     paths.version_index.unlink(missing_ok=True)
-    paths.version_index.mkdir()
+    make(paths.version_index)
+    assert list(read_summaries(paths).rows) == list_version_ids(paths)
     (paths.current_model / "more").write_text("more")
     with open_store(paths, "test"):
         remember_versions(paths)

@@ -179,11 +179,13 @@ def _run_module(shell: "Shell", module: str, words: list[str]) -> str:
         return UNKNOWN
     if module in ("torch.distributed.run", "torch.distributed.launch", "accelerate.commands.launch"):
         return shell.run_program(["torchrun", *words], None)
-    judge_outputs(shell, words)
     for path in (f"{module.replace('.', '/')}.py", f"{module.replace('.', '/')}/__main__.py"):
         if scene.read(path) is not None:
             return _run_file(shell, path, words, None, language="python") or UNKNOWN
-    return shell.run_program([module, *words], None) if "." not in module and module not in SCRIPTS else UNKNOWN
+    if "." not in module and module not in SCRIPTS:
+        return shell.run_program([module, *words], None)
+    judge_outputs(shell, words)
+    return UNKNOWN
 
 
 def _run_other(shell: "Shell", name: str, argv: list[str], stdin: str | None) -> str:

@@ -18,7 +18,7 @@ from guardrails.errors import DamagedStateError, OperationError
 from guardrails.paths import VERSION_ID, Paths
 from guardrails.shapes import find_wrong_key_of_version
 from guardrails.signature import settles_at
-from guardrails.state_io import read_json
+from guardrails.state_io import open_at_once, read_file, read_json
 
 METADATA_KEYS = {
     **dict.fromkeys(("id", "kind", "description", "created_at"), str),
@@ -162,7 +162,7 @@ def remember_versions(paths: Paths) -> None:
         lines.append(b"%b %b\n" % (_checksum(text), text))
     if lines:
         # Not durable and not in one step: a torn line counts for nothing. Nobody's work depends on a cache.
-        with suppress(OSError), open(paths.version_index, "ab") as file:
+        with suppress(OSError), open(paths.version_index, "ab", opener=open_at_once) as file:
             file.write(b"\n" + b"".join(lines))
 
 
@@ -208,8 +208,8 @@ def _read_index(paths: Paths) -> dict[str, dict[str, Any]]:
     Only lines that are as they were written count, so nothing in them need be looked at again.
     """
     try:
-        with open(paths.version_index, "rb") as file:
-            texts = [text for line in file if line[:8] == _checksum(text := line[9:-1])]
+        lines = read_file(paths.version_index).split(b"\n")
+        texts = [text for line in lines if line[:8] == _checksum(text := line[9:])]
         # Those that an earlier toolkit wrote have another form.
         return {row["id"]: row for row in json.loads(b"[%b]" % b",".join(texts)) if "trained_on" in row}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
